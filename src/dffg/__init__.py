@@ -1,0 +1,1 @@
+"""Data-free quantization: from a trained network to a verified int8 file, without data."""

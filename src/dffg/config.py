@@ -1,0 +1,119 @@
+"""Options of every stage: frozen, validated when made, free of torch. Defaults are written here and nowhere else.
+
+The command line derives its options from these fields (`help` in the metadata) and the report stores them whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from dffg.errors import InputError, UnsupportedError
+
+VARIABILITIES = ("none", "variance-tuning", "random-mask", "random-scale", "input-diversity")
+SCHEDULES = ("cosine", "linear", "constant")
+STATISTICS = ("batch", "image")
+RANGES = ("minmax", "percentile", "mse")
+TARGETS = ("onnxruntime",)
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """Declare a field together with its help text, so that no second place has to know it."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def _check_choices(config: Any) -> None:
+    for name, declared in config.__dataclass_fields__.items():
+        choices, value = declared.metadata.get("choices", ()), getattr(config, name)
+        _require(not choices or value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisConfig:
+    """How calibration images are made. Lengths on the pixel axis are fractions of the width of the bounds."""
+
+    count: int = option(64, "Images to make.")
+    batch_size: int = option(16, "Images that walk together in one chain.")
+    steps: int = option(16, "Forward and backward passes of one chain.")
+    burn_in: int = option(12, "Passes before the first snapshot of a chain is kept.")
+    keep_every: int = option(1, "Keep every n-th snapshot after the burn-in.")
+    decay: float = option(0.9, "Decay of the accumulated gradient; 0 is plain iterative FGSM.")
+    step_size: float = option(1 / 16, "First step, as a fraction of the pixel range.")
+    schedule: str = option("cosine", "How the step shrinks along a chain.", SCHEDULES)
+    start_std: float = option(0.25, "Standard deviation of the starting noise, as a fraction of the pixel range.")
+    statistics: str = option("batch", "Take activation statistics over the batch or per image.", STATISTICS)
+    variability: str = option("random-mask", "How the gradient is varied for diversity.", VARIABILITIES)
+    variability_strength: float = option(0.5, "Strength of the variability, from 0 to 1; its meaning is per method.")
+    variability_samples: int = option(2, "Extra gradients per step of variance tuning.")
+    seed: int = option(0, "Seed of every random choice.")
+    max_seconds: float | None = option(None, "Stop synthesis after this time with the images made so far.")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("count", "batch_size", "steps", "keep_every", "variability_samples"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
+        _require(
+            0 <= self.burn_in < self.steps,
+            f"burn_in is {self.burn_in} with {self.steps} steps; no snapshot would be kept. Choose 0 to steps - 1.",
+        )
+        _require(0 <= self.decay <= 1, f"decay is {self.decay}; choose a value from 0 to 1.")
+        _require(0 < self.step_size <= 1, f"step_size is {self.step_size}; it must be above 0 and at most 1.")
+        _require(0 <= self.variability_strength <= 1, f"variability_strength is {self.variability_strength}, not 0 to 1.")
+        _require(self.start_std >= 0, f"start_std is {self.start_std}; it must not be negative.")
+        _require(self.max_seconds is None or self.max_seconds > 0, f"max_seconds is {self.max_seconds}, not positive.")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Bit widths, written W<weights>A<activations>, for example W8A8."""
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+
+    def __post_init__(self) -> None:
+        for bits in (self.weight_bits, self.activation_bits):
+            _require(2 <= bits <= 8, f"{bits} bits are not supported; choose widths from 2 to 8, for example W8A8.")
+
+    @classmethod
+    def parse(cls, text: str) -> Scheme:
+        """Read `W8A8`, in either case."""
+        match = re.fullmatch(r"[wW](\d+)[aA](\d+)", text.strip())
+        if match is None:
+            raise InputError(f"cannot read bit widths {text!r}; write them like W8A8 (weights 8, activations 8).")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"W{self.weight_bits}A{self.activation_bits}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationConfig:
+    """How ranges are chosen and for which runtime."""
+
+    bits: str = option("W8A8", "Bit widths of weights and activations.")
+    target: str = option("onnxruntime", "Runtime to write for.", TARGETS)
+    activation_ranges: str = option("mse", "How activation ranges are chosen.", RANGES)
+    weight_ranges: str = option("mse", "How weight ranges are chosen.", ("minmax", "mse"))
+    percentile: float = option(99.99, "Share of values, in percent, inside a percentile range.")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
+        Scheme.parse(self.bits)
+
+    @property
+    def scheme(self) -> Scheme:
+        return Scheme.parse(self.bits)
+
+    def require_exportable(self) -> None:
+        """Refuse, before any work, a scheme that can be simulated but not written to a file yet."""
+        if self.scheme != Scheme(8, 8):
+            raise UnsupportedError(
+                f"{self.scheme} can be simulated (dffg.simulate in Python) but not exported yet; use --bits W8A8."
+            )

@@ -1,0 +1,35 @@
+"""Everything that can go wrong for a reason the user can act on.
+
+Each message says what was found and what to do. The command line prints it without a traceback and exits with
+`exit_code`.
+"""
+
+
+class DffgError(Exception):
+    """Base of all errors dffg raises on purpose."""
+
+    exit_code = 2
+
+
+class InputError(DffgError):
+    """An argument, file or name that cannot be used."""
+
+
+class CaptureError(DffgError):
+    """A network that cannot be turned into one graph."""
+
+
+class StatisticsError(DffgError):
+    """BatchNorm statistics that are missing or unusable."""
+
+
+class OutputError(DffgError):
+    """A place that cannot be written to."""
+
+
+class UnsupportedError(DffgError):
+    """Something dffg understands but cannot do yet."""
+
+
+class ExportError(DffgError):
+    """A file that could not be written as standard ONNX."""

@@ -1,0 +1,1 @@
+"""Files that runtimes execute, and the check that they do."""

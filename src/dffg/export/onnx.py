@@ -1,0 +1,150 @@
+"""Write a graph as standard ONNX, quantized operators as Q/DQ pairs, and read back what describes its input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import torch
+from onnxscript import opset21 as op
+from torch import fx
+from torch.export import Dim
+
+from dffg.errors import ExportError, InputError
+from dffg.images import ImageSpec
+from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
+from dffg.quant.simulate import Quantized
+
+OPSET = 21
+INPUT_NAME, OUTPUT_NAME = "input", "output"
+_METADATA_KEY = "dffg.input"
+_QUANTIZED_SUFFIX = "_quantized"
+
+
+def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
+    """Write a quantized network: int8 weights, int32 biases, scales and zero points exactly as they are in torch.
+
+    Every quantized tensor is named after the node it comes from, so that `quantized_value_name` finds it.
+    """
+    model = _translate(quantized.module, spec)
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    if len(quantizers) != len(quantized.tensors):
+        raise ExportError(
+            f"the exporter wrote {len(quantizers)} quantized tensors for {len(quantized.tensors)}; please report this."
+        )
+    for node, name in zip(quantizers, quantized.tensors, strict=True):
+        node.outputs[0].name = quantized_value_name(name)
+    _save(model, spec, path)
+
+
+def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
+    """Write a float network, to compare size and speed with."""
+    _save(_translate(module, spec), spec, path)
+
+
+def quantized_value_name(tensor: str) -> str:
+    """Name, in the file, of the integers of a quantized tensor."""
+    return f"{tensor}{_QUANTIZED_SUFFIX}"
+
+
+def read_spec(path: Path) -> ImageSpec | None:
+    """The input description that dffg wrote into a file; None in files of others."""
+    model = load(path)
+    stored = {entry.key: entry.value for entry in model.metadata_props}.get(_METADATA_KEY)
+    if stored is None:
+        return None
+    fields = json.loads(stored)
+    return ImageSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, or say what is wrong with it."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable ONNX file: {error}") from error
+    return model
+
+
+def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
+    example = torch.zeros(2, *spec.shape)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: Dim.DYNAMIC},),
+                custom_translation_table=_TRANSLATIONS,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(f"this network cannot be written as ONNX: {str(error).strip().partition(chr(10))[0]}") from error
+    assert program is not None
+    model = program.model
+    _name_batch_dimension(model)
+    return model
+
+
+def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path) -> None:
+    model.metadata_props[_METADATA_KEY] = json.dumps(asdict(spec))
+    model.producer_name, model.producer_version = "dffg", None
+    for node in model.graph:
+        node.metadata_props.clear()  # the exporter's stack traces hold paths of this machine
+        node.doc_string = None
+    onnx_ir.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _name_batch_dimension(model: onnx_ir.Model) -> None:
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape(["batch", *list(value.shape)[1:]])
+
+
+def _quantize_linear(x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
+    return op.QuantizeLinear(x, scale, zero_point)
+
+
+def _dequantize_linear(levels: Any, scale: Any, zero_point: Any, axis: int | None = None) -> Any:
+    if axis is None:
+        return op.DequantizeLinear(levels, scale, zero_point)
+    return op.DequantizeLinear(levels, scale, zero_point, axis=axis)
+
+
+def _global_average_pool(x: Any) -> Any:
+    return op.GlobalAveragePool(x)
+
+
+_TRANSLATIONS: dict[Any, Any] = {
+    QUANTIZE: _quantize_linear,
+    DEQUANTIZE: _dequantize_linear,
+    GLOBAL_AVERAGE_POOL: _global_average_pool,
+}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its stages on standard output and through warnings; a failure is an exception anyway."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

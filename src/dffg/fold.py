@@ -1,0 +1,81 @@
+"""Fold BatchNorm into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from dffg.capture import BatchNorm, Captured, find_batch_norms
+from dffg.graph import WEIGHTED, add_tensor, argument, calls, copy_module, is_stored, optional_tensor, stored_tensor
+
+
+def fold_batch_norms(captured: Captured) -> fx.GraphModule:
+    """A copy of the graph in which every foldable BatchNorm is part of the layer before it.
+
+        weight' = weight * weight_bn / sd        bias' = (bias - running_mean) * weight_bn / sd + bias_bn
+
+    per output channel, sd = sqrt(running_var + eps). A BatchNorm is folded when it is the only reader of a convolution
+    or linear layer; others stay in the graph. A layer called twice gets folded weights of its own for every call.
+    Computed in float64 and rounded once.
+    """
+    module = copy_module(captured.module)
+    for norm in find_batch_norms(module):
+        if is_foldable(norm):
+            _fold(module, norm)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def is_foldable(norm: BatchNorm) -> bool:
+    """Whether the layer before feeds this BatchNorm alone, with channels on the axis that BatchNorm normalises."""
+    layer = norm.input
+    if not calls(layer, *WEIGHTED) or len(layer.users) != 1 or not is_stored(layer.args[1]):
+        return False
+    bias = argument(layer, 2)
+    value = layer.meta.get("val")
+    on_channel_axis = layer.target in WEIGHTED and (not isinstance(value, Tensor) or _channels_second(layer, value))
+    return on_channel_axis and (bias is None or is_stored(bias))
+
+
+def _channels_second(layer: fx.Node, value: Tensor) -> bool:
+    """A linear layer puts its channels last, which is BatchNorm's axis 1 only for matrices."""
+    return not str(layer.target).startswith("aten.linear") or value.dim() == 2
+
+
+def folded_parameters(module: fx.GraphModule, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer before, with the BatchNorm folded in."""
+    layer = norm.input
+    weight = stored_tensor(module, layer.args[1]).double()  # type: ignore[arg-type]
+    bias = optional_tensor(module, argument(layer, 2))
+    ratio = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        ratio = ratio * norm.weight.double()
+    shift = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean.double()
+    folded_bias = shift * ratio + (0.0 if norm.bias is None else norm.bias.double())
+    return (weight * ratio.reshape(-1, *[1] * (weight.dim() - 1))).float(), folded_bias.float()
+
+
+def _fold(module: fx.GraphModule, norm: BatchNorm) -> None:
+    weight, bias = folded_parameters(module, norm)
+    layer = norm.input
+    # The name of the layer's module is kept as a prefix: it is what the user knows the layer by.
+    layer.meta["dffg_name"] = _name(layer)
+    name = layer.name
+    rest = layer.args[3:]
+    layer.args = (
+        layer.args[0],
+        add_tensor(module, f"{name}_folded_weight", weight.to(memory_format=_format(weight))),
+        add_tensor(module, f"{name}_folded_bias", bias),
+        *rest,
+    )
+    norm.node.replace_all_uses_with(layer)
+    module.graph.erase_node(norm.node)
+
+
+def _name(layer: fx.Node) -> str:
+    return str(layer.args[1].target).rpartition(".")[0] or layer.name  # type: ignore[union-attr]
+
+
+def _format(weight: Tensor) -> torch.memory_format:
+    return torch.channels_last if weight.dim() == 4 else torch.contiguous_format

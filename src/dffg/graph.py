@@ -1,0 +1,102 @@
+"""Small helpers over torch.fx graphs, shared by every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+LINEAR = aten.linear.default
+WEIGHTED = CONVOLUTIONS | {LINEAR}
+BATCH_NORM = aten.batch_norm.default
+
+
+def calls(node: Any, *targets: Any) -> bool:
+    """Whether `node` calls one of these operators."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def argument(node: fx.Node, index: int, default: Any = None) -> Any:
+    """Positional argument of a call, or its default where the graph leaves it out."""
+    return node.args[index] if len(node.args) > index else default
+
+
+def is_stored(node: Any) -> bool:
+    """Whether `node` reads a parameter, buffer or constant of the module."""
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def stored_tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that a `get_attr` node reads."""
+    value = attrgetter(str(node.target))(module)
+    assert isinstance(value, Tensor)
+    return value.detach()
+
+
+def optional_tensor(module: fx.GraphModule, node: fx.Node | None) -> Tensor | None:
+    """As `stored_tensor`, passing None through."""
+    return None if node is None else stored_tensor(module, node)
+
+
+def layer_name(node: fx.Node) -> str:
+    """The name the user knows a layer by: the path of the module that owns its weight, else the node's own."""
+    weight = argument(node, 1)
+    path = str(weight.target).rpartition(".")[0] if is_stored(weight) else ""
+    return path or node.name
+
+
+def example_shape(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape recorded at capture, with the batch dimension as 0; None where it is not a plain tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    return tuple(size if isinstance(size, int) else 0 for size in value.shape)
+
+
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A module with its own graph, whose tensors are shared with the original."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, copies))
+    return fx.GraphModule(module, graph)
+
+
+def with_output(module: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
+    """The part of a graph that computes these nodes, returned as a tuple; everything after them is cut off."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(module.graph, copies)
+    graph.output(tuple(copies[node] for node in nodes))
+    graph.eliminate_dead_code()
+    return fx.GraphModule(module, graph)
+
+
+def add_tensor(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
+    """Store `value` as a buffer and read it at the start of the graph, where every pass may use it."""
+    module.register_buffer(unused_name(module, name), value)
+    with module.graph.inserting_before(next(iter(module.graph.nodes))):
+        return module.graph.get_attr(name)
+
+
+def unused_name(module: fx.GraphModule, name: str) -> str:
+    """Check that a buffer name is free; two passes must not write the same one."""
+    if hasattr(module, name):
+        raise ValueError(f"{name} is stored twice")
+    return name
+
+
+class Tap(fx.Interpreter):
+    """Runs a graph and hands every named result to `visit`, whose answer is used in its place."""
+
+    def __init__(self, module: fx.GraphModule, visit: Callable[[str, Any], Any]) -> None:
+        super().__init__(module)
+        self._visit = visit
+
+    def run_node(self, n: fx.Node) -> Any:
+        return self._visit(n.name, super().run_node(n))

@@ -1,0 +1,211 @@
+"""What an input looks like (`ImageSpec`) and a finished collection of made images (`SyntheticSet`). Free of torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dffg.config import SynthesisConfig
+from dffg.errors import InputError, OutputError
+
+Array = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+_FILE_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """The input a network expects: `input = (pixel - mean) / std` with `bounds[0] <= pixel <= bounds[1]`.
+
+    `shape` is one example without the batch, channels first. `mean` and `std` have one entry, or one per channel.
+    With bounds (0, 1) pixels are 8-bit images scaled by 1/255; any other bounds mean features that are fed as they
+    are (audio, sensors). `crop_fraction` is the share of the resized image that the central crop keeps, timm's
+    `crop_pct`.
+    """
+
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    bounds: tuple[float, float] = (0.0, 1.0)
+    crop_fraction: float = 0.875
+    source: str = "given by the caller"
+
+    def __post_init__(self) -> None:
+        channels = self.shape[0] if self.shape else 0
+        if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > 2**28:
+            raise InputError(f"input shape {self.shape} is not usable; give CxHxW with positive sizes, like 3x224x224.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels) or not all(map(math.isfinite, values)):
+                raise InputError(f"{name} {values} does not fit {channels} channels; give 1 or {channels} numbers.")
+        if min(self.std) <= 0:
+            raise InputError(f"std {self.std} must be positive.")
+        if not (self.bounds[0] < self.bounds[1] and all(map(math.isfinite, self.bounds))):
+            raise InputError(f"bounds {self.bounds} must be two finite numbers, the lower one first, like 0:1.")
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether inputs are 8-bit pictures, which can be stored as uint8 and looked at."""
+        return self.bounds == (0.0, 1.0) and len(self.shape) == 3
+
+    def normalize(self, pixels: Array) -> Array:
+        """Pixels in `bounds` -> network input, float32."""
+        return (pixels - self._column(self.mean)) / self._column(self.std)
+
+    def denormalize(self, inputs: Array) -> Array:
+        """Network input -> pixels in `bounds`, float32."""
+        return inputs * self._column(self.std) + self._column(self.mean)
+
+    def to_uint8(self, inputs: Array) -> Pixels:
+        """Network input -> nearest 8-bit pixels."""
+        return np.clip(np.rint(self.denormalize(inputs) * np.float32(255)), 0, 255).astype(np.uint8)
+
+    def from_uint8(self, pixels: Pixels) -> Array:
+        """8-bit pixels -> network input, float32."""
+        return self.normalize(pixels.astype(np.float32) / np.float32(255))
+
+    def input_bounds(self) -> tuple[Array, Array]:
+        """Lowest and highest legal network input, shaped to broadcast against one example."""
+        low, high = (np.full((1,) * len(self.shape), bound, dtype=np.float32) for bound in self.bounds)
+        return self.normalize(low), self.normalize(high)
+
+    def _column(self, values: tuple[float, ...]) -> Array:
+        return np.asarray(values, dtype=np.float32).reshape(-1, *[1] * (len(self.shape) - 1))
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read `3x224x224`."""
+    try:
+        return tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise InputError(f"cannot read input shape {text!r}; write it like 3x224x224.") from None
+
+
+def parse_numbers(text: str, separator: str = ",") -> tuple[float, ...]:
+    """Read `0.485,0.456,0.406`."""
+    try:
+        return tuple(float(part) for part in text.split(separator))
+    except ValueError:
+        raise InputError(f"cannot read numbers {text!r}; write them like 0.5{separator}0.5.") from None
+
+
+def parse_bounds(text: str) -> tuple[float, float]:
+    """Read `-130:30`."""
+    numbers = parse_numbers(text, ":")
+    if len(numbers) != 2:
+        raise InputError(f"cannot read bounds {text!r}; write them like 0:1.")
+    return numbers[0], numbers[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotRecord:
+    """Where one kept batch came from: which chain, after how many updates, and its loss."""
+
+    chain: int
+    step: int
+    loss: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSet:
+    """Made images with everything needed to make them again.
+
+    `inputs` are network inputs, float32, (images, *spec.shape). Pictures lie on the 8-bit pixel grid, so a saved
+    and reloaded set is the same set.
+    """
+
+    inputs: Array
+    spec: ImageSpec
+    config: SynthesisConfig
+    snapshots: tuple[SnapshotRecord, ...]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def save(self, path: str | Path) -> None:
+        """Write `.npz`, `.safetensors`, or, for any other name, a folder of PNG pictures.
+
+        Files hold `images` (uint8 pixels) for pictures and `features` (float32 network input) otherwise.
+        """
+        path = Path(path)
+        if path.suffix == ".npz":
+            np.savez_compressed(path, **self._arrays(), metadata=np.asarray(self._metadata()))  # type: ignore[arg-type]
+        elif path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file(self._arrays(), path, metadata={"dffg": self._metadata()})
+        else:
+            self._save_pictures(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SyntheticSet:
+        """Read a file written by `save`. Pickled content is refused."""
+        path = Path(path)
+        try:
+            arrays, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} is not a set of images saved by dffg: {error}") from error
+        stored = json.loads(metadata)
+        spec = ImageSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored["spec"].items()})
+        inputs = spec.from_uint8(arrays["images"]) if "images" in arrays else arrays["features"]
+        return cls(
+            inputs=inputs,
+            spec=spec,
+            config=SynthesisConfig(**stored["config"]),
+            snapshots=tuple(SnapshotRecord(**snapshot) for snapshot in stored["snapshots"]),
+        )
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        if self.spec.is_pixels:
+            return {"images": self.spec.to_uint8(self.inputs)}
+        return {"features": self.inputs}
+
+    def _metadata(self) -> str:
+        return json.dumps(
+            {
+                "schema_version": _FILE_SCHEMA,
+                "spec": asdict(self.spec),
+                "config": asdict(self.config),
+                "snapshots": [asdict(snapshot) for snapshot in self.snapshots],
+            }
+        )
+
+    def _save_pictures(self, folder: Path) -> None:
+        if not self.spec.is_pixels or self.spec.shape[0] not in (1, 3, 4):
+            raise OutputError(
+                f"inputs of shape {self.spec.shape} with bounds {self.spec.bounds} are not pictures; "
+                "give --out a name that ends in .npz or .safetensors."
+            )
+        from PIL import Image
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, pixels in enumerate(self.spec.to_uint8(self.inputs)):
+            picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+            Image.fromarray(picture).save(folder / f"{index:05d}.png")
+
+
+def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files if name != "metadata"}, str(archive["metadata"])
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as archive:
+        return {name: archive.get_tensor(name) for name in archive.keys()}, archive.metadata()["dffg"]
+
+
+def concatenate(batches: Sequence[Array]) -> Array:
+    """Join batches, or say that there are none."""
+    if not batches:
+        raise InputError("no images were made; raise --max-seconds.")
+    return np.concatenate(list(batches))

@@ -1,0 +1,61 @@
+"""Watch the float network on calibration images and choose the range of every quantized tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dffg.config import QuantizationConfig
+from dffg.errors import InputError
+from dffg.graph import Tap
+from dffg.images import ImageSpec
+from dffg.quant.affine import QParams, activation_qparams
+from dffg.quant.placement import Placement
+from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
+
+
+def calibrate(
+    module: fx.GraphModule,
+    placement: Placement,
+    images: Iterable[Tensor],
+    spec: ImageSpec,
+    config: QuantizationConfig,
+) -> dict[str, QParams]:
+    """Scale and zero point of every tensor with a range of its own, by node name.
+
+    `images` is any stream of batches of network inputs, whatever made them; it is read once. The input's range is the
+    legal pixel range, known without data.
+    """
+    bits = config.scheme.activation_bits
+    observed = [node.name for node in placement.source if placement.source[node] is node and node.op != "placeholder"]
+    histograms = observe(module, observed, images)
+    choose = ACTIVATION_RANGES[config.activation_ranges]
+    ranges = {name: choose(histogram, bits, config) for name, histogram in histograms.items()}
+    low, high = spec.input_bounds()
+    for node in placement.source:
+        if node.op == "placeholder":
+            ranges[node.name] = float(low.min()), float(high.max())
+    return {name: activation_qparams(*range, bits) for name, range in ranges.items()}
+
+
+def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor]) -> dict[str, Histogram]:
+    """Histogram of every named tensor over a stream of images."""
+    histograms = {name: Histogram() for name in names}
+
+    def visit(name: str, value: Any) -> Any:
+        if name in histograms:
+            histograms[name].observe(value)
+        return value
+
+    interpreter = Tap(module, visit)
+    batches = 0
+    with torch.no_grad():
+        for batch in images:
+            interpreter.run(batch)
+            batches += 1
+    if not batches:
+        raise InputError("there are no calibration images; give at least one batch.")
+    return histograms

@@ -1,0 +1,40 @@
+"""The operators a quantized graph is written in; each stands for one ONNX operator with the same meaning.
+
+A simulated network is an ordinary torch.fx graph with these calls in it, so that what is simulated, what is exported
+and what is verified are the same nodes with the same parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dffg.quant.affine import QParams
+from dffg.quant.affine import dequantize as _dequantize
+from dffg.quant.affine import quantize as _quantize
+
+_library = torch.library.Library("dffg", "FRAGMENT")  # noqa: TOR901  (kept alive with the module)
+_library.define("quantize(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max) -> Tensor")
+_library.define("dequantize(Tensor levels, Tensor scale, Tensor zero_point, int? axis=None) -> Tensor")
+_library.define("global_average_pool(Tensor x) -> Tensor")
+
+
+def _run_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    return _quantize(x, QParams(scale=scale, zero_point=zero_point, quant_min=quant_min, quant_max=quant_max))
+
+
+def _run_dequantize(levels: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
+    return _dequantize(levels, QParams(scale=scale, zero_point=zero_point, quant_min=0, quant_max=0, axis=axis))
+
+
+def _run_global_average_pool(x: Tensor) -> Tensor:
+    return x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+
+
+_library.impl("quantize", _run_quantize, "CompositeExplicitAutograd")
+_library.impl("dequantize", _run_dequantize, "CompositeExplicitAutograd")
+_library.impl("global_average_pool", _run_global_average_pool, "CompositeExplicitAutograd")
+
+QUANTIZE = torch.ops.dffg.quantize.default
+DEQUANTIZE = torch.ops.dffg.dequantize.default
+GLOBAL_AVERAGE_POOL = torch.ops.dffg.global_average_pool.default

@@ -1,0 +1,160 @@
+"""Which tensors are quantized, so that ONNX Runtime's CPU provider finds an integer kernel around every heavy layer.
+
+The provider fuses `dequantize -> operator -> quantize` into one integer kernel where every input and the output of the
+operator is quantized. ReLU and ReLU6 between a layer and its quantization cost nothing: the unsigned range of the
+result starts at 0 and ends at most at 6, so saturation does their work and they are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from dffg.graph import WEIGHTED, argument, aten, calls, copy_module, is_stored
+from dffg.quant.operators import GLOBAL_AVERAGE_POOL
+
+_ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
+_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
+_RELUS = (aten.relu.default, aten.relu6.default)
+_CLIPS = (aten.hardtanh.default, aten.clamp.default)
+# Their results are among their inputs' values, so they keep the inputs' scale and cost no rounding.
+_RANGE_PRESERVING = (
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.flatten.using_ints,
+    aten.reshape.default,
+    aten.view.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.permute.default,
+    aten.transpose.int,
+    *_RELUS,
+)
+_SHAPE_ONLY = ("sym_size", "getitem", "_assert", "eq", "mul", "add", "floordiv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """source: quantized node -> node whose range it uses, itself in most cases; absorbed: activations to leave out;
+    float_operations: operators that stay in float, for the report."""
+
+    source: dict[fx.Node, fx.Node]
+    absorbed: tuple[fx.Node, ...]
+    float_operations: tuple[fx.Node, ...]
+
+
+def prepare(module: fx.GraphModule) -> fx.GraphModule:
+    """Write global average pooling, which networks spell in several ways, as the one operator with an integer kernel."""
+    module = copy_module(module)
+    for node in list(module.graph.nodes):
+        if _is_global_pool(node):
+            _replace_global_pool(module, node)
+    module.recompile()
+    return module
+
+
+def place(module: fx.GraphModule) -> Placement:
+    """Decide what is quantized in a folded and prepared graph."""
+    wanted = _inputs_and_outputs_of_integer_operators(module)
+    source: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        first = node.args[0] if node.args else None
+        if _keeps_range(node) and isinstance(first, fx.Node) and first in source:
+            source[node] = source[first]
+        elif node in wanted:
+            source[node] = node
+    absorbed = tuple(node for node in source if _is_absorbable(node) and source[node] is node)
+    return Placement(
+        source=source,
+        absorbed=absorbed,
+        float_operations=tuple(node for node in module.graph.nodes if _stays_float(node, source)),
+    )
+
+
+def integer_inputs(node: fx.Node) -> list[fx.Node]:
+    """The tensors an integer kernel for this node reads; empty where there is no such kernel."""
+    if calls(node, *WEIGHTED):
+        readable = is_stored(node.args[1]) and (argument(node, 2) is None or is_stored(argument(node, 2)))
+        return [node.args[0]] if readable else []  # type: ignore[list-item]
+    if calls(node, *_ELEMENTWISE):
+        operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and not is_stored(operand)]
+        return operands if len(operands) == 2 and node.kwargs.get("alpha", 1) == 1 and _are_float(operands) else []
+    if calls(node, aten.cat.default):
+        return list(node.args[0])  # type: ignore[arg-type]
+    return [node.args[0]] if calls(node, *_POOLS) else []  # type: ignore[list-item]
+
+
+def before_padding(node: fx.Node) -> fx.Node:
+    """The tensor that a zero padding in front of convolutions reads: the padding becomes part of the convolution."""
+    return node.args[0] if is_fused_padding(node) else node  # type: ignore[return-value]
+
+
+def is_fused_padding(node: fx.Node) -> bool:
+    """Whether this is a zero padding that only convolutions read."""
+    is_zero = calls(node, aten.pad.default) and argument(node, 2, "constant") == "constant" and not argument(node, 3, 0)
+    is_zero = is_zero or (calls(node, aten.constant_pad_nd.default) and not argument(node, 2, 0))
+    return is_zero and all(calls(user, *WEIGHTED) and user.args[0] is node for user in node.users)
+
+
+def _inputs_and_outputs_of_integer_operators(module: fx.GraphModule) -> set[fx.Node]:
+    output = module.graph.output_node().args[0]
+    wanted: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        inputs = integer_inputs(node)
+        wanted.update(before_padding(tensor) for tensor in inputs)
+        result = _after_activation(node)
+        # A final layer writes float from integer inputs: rounding logits to 8 bits would only add ties.
+        if inputs and not (calls(node, *WEIGHTED) and result is output):
+            wanted.add(result)
+    return wanted
+
+
+def _after_activation(node: fx.Node) -> fx.Node:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and _is_absorbable(users[0]) else node
+
+
+def _is_absorbable(node: fx.Node) -> bool:
+    """ReLU, or a clip to [0, 6] or [0, inf): what an unsigned range with the right end does by itself."""
+    if calls(node, *_CLIPS):
+        low, high = argument(node, 1, -1), argument(node, 2, 1 if calls(node, aten.hardtanh.default) else None)
+        return low == 0 and high in (6, None)
+    return calls(node, *_RELUS)
+
+
+def _keeps_range(node: fx.Node) -> bool:
+    return calls(node, *_RANGE_PRESERVING)
+
+
+def _are_float(nodes: list[fx.Node]) -> bool:
+    return all(isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_floating_point() for node in nodes)
+
+
+def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+        return False
+    computed_in_integers = integer_inputs(node) or node in source and (_keeps_range(node) or _is_absorbable(node))
+    return not computed_in_integers and not is_fused_padding(node)
+
+
+def _is_global_pool(node: fx.Node) -> bool:
+    if calls(node, aten.adaptive_avg_pool2d.default):
+        return list(node.args[1]) == [1, 1]  # type: ignore[arg-type]
+    if not calls(node, aten.mean.dim):
+        return False
+    value = node.args[0].meta.get("val")  # type: ignore[union-attr]
+    return isinstance(value, Tensor) and value.dim() == 4 and sorted(dim % 4 for dim in node.args[1]) == [2, 3]  # type: ignore
+
+
+def _replace_global_pool(module: fx.GraphModule, node: fx.Node) -> None:
+    flat = calls(node, aten.mean.dim) and not argument(node, 2, False)
+    with module.graph.inserting_before(node):
+        pooled = module.graph.call_function(GLOBAL_AVERAGE_POOL, (node.args[0],))
+        pooled.meta["val"] = node.meta["val"].reshape(*node.meta["val"].shape[:2], 1, 1)
+        result = module.graph.call_function(aten.flatten.using_ints, (pooled, 1)) if flat else pooled
+        result.meta["val"] = node.meta["val"] if flat else pooled.meta["val"]
+    node.replace_all_uses_with(result)
+    module.graph.erase_node(node)

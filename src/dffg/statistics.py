@@ -1,0 +1,57 @@
+"""What a BatchNorm remembers, and how far a batch of images is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from dffg.capture import BatchNorm, Captured
+from dffg.graph import with_output
+
+
+def batch_norm_inputs(captured: Captured) -> fx.GraphModule:
+    """The part of the network that computes the input of every BatchNorm, returned in order of execution."""
+    return with_output(captured.module, [norm.input for norm in captured.batch_norms])
+
+
+def input_statistics(activation: Tensor, per_image: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel, as BatchNorm computes them in training.
+
+    activation: (batch, channels, ...). Returns (channels,) over the batch, or (batch, channels) per image. A single
+    value per image and channel has no variance, so such layers are always measured over the batch.
+    """
+    dims = [dim for dim in range(activation.dim()) if dim != 1]
+    if per_image and activation[0, 0].numel() > 1:
+        dims.remove(0)
+    var, mean = torch.var_mean(activation, dim=dims, correction=0)
+    return mean, var
+
+
+def layer_loss(norm: BatchNorm, activation: Tensor, per_image: bool = False) -> Tensor:
+    """Distance of one BatchNorm's input from its running statistics, averaged over channels.
+
+        ((m - running_mean) / sd)^2 + (sqrt((s^2 + eps) / (running_var + eps)) - 1)^2,   sd = sqrt(running_var + eps)
+
+    with m and s^2 the mean and variance of the input. eps on both sides keeps channels of zero variance, which trained
+    networks do have, at a finite and attainable target.
+    """
+    mean, var = input_statistics(activation, per_image)
+    total_var = norm.running_var + norm.eps
+    mean_term = (mean - norm.running_mean).square() / total_var
+    std_term = (((var + norm.eps) / total_var).sqrt() - 1).square()
+    return (mean_term + std_term).mean()
+
+
+def batch_norm_statistics_loss(
+    batch_norms: Sequence[BatchNorm], activations: Sequence[Tensor], *, per_image: bool = False
+) -> Tensor:
+    """Distance of a batch from what the network remembers: the mean of `layer_loss` over all BatchNorm calls.
+
+    Idea 1 of DFFG (Leng et al., BMVC 2023): recover the distribution of the training data from BatchNorm. The abstract
+    gives no formula; matching mean and standard deviation is ZeroQ's (Cai et al., CVPR 2020), the normalisation per
+    channel is ours, so that wide layers and loud channels weigh no more than others.
+    """
+    losses = [layer_loss(norm, activation, per_image) for norm, activation in zip(batch_norms, activations, strict=True)]
+    return torch.stack(losses).mean()
