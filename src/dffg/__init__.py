@@ -1,1 +1,60 @@
-"""Data-free quantization: from a trained network to a verified int8 file, without data."""
+"""Data-free quantization: from a trained network to a verified int8 file, without data.
+
+Names are imported when they are first used, so that `import dffg` is cheap and does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dffg.capture import Captured, capture
+    from dffg.config import QuantizationConfig, Scheme, SynthesisConfig
+    from dffg.errors import DffgError
+    from dffg.evaluation.data import load_data
+    from dffg.images import ImageSpec, SyntheticSet
+    from dffg.models import load_model
+    from dffg.pipeline import evaluate, quantize
+    from dffg.quant.simulate import simulate
+    from dffg.report.result import Result
+    from dffg.synthesis import synthesize, synthesize_set
+
+__all__ = [
+    "Captured",
+    "DffgError",
+    "ImageSpec",
+    "QuantizationConfig",
+    "Result",
+    "Scheme",
+    "SynthesisConfig",
+    "SyntheticSet",
+    "capture",
+    "evaluate",
+    "load_data",
+    "load_model",
+    "quantize",
+    "simulate",
+    "synthesize",
+    "synthesize_set",
+]
+
+_HOMES = {
+    "capture": ("Captured", "capture"),
+    "config": ("QuantizationConfig", "Scheme", "SynthesisConfig"),
+    "errors": ("DffgError",),
+    "evaluation.data": ("load_data",),
+    "images": ("ImageSpec", "SyntheticSet"),
+    "models": ("load_model",),
+    "pipeline": ("evaluate", "quantize"),
+    "quant.simulate": ("simulate",),
+    "report.result": ("Result",),
+    "synthesis": ("synthesize", "synthesize_set"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'dffg' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dffg.{_HOME_OF[name]}"), name)

@@ -18,9 +18,12 @@ RANGES = ("minmax", "percentile", "mse")
 TARGETS = ("onnxruntime",)
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a field together with its help text, so that no second place has to know it."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, choices: tuple[str, ...] = (), flag: str = "") -> Any:
+    """Declare a field together with its help text, so that no second place has to know it.
+
+    `flag` names the command line option where it is not the field's own name.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "flag": flag})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -38,13 +41,13 @@ def _check_choices(config: Any) -> None:
 class SynthesisConfig:
     """How calibration images are made. Lengths on the pixel axis are fractions of the width of the bounds."""
 
-    count: int = option(64, "Images to make.")
+    count: int = option(64, "Images to make.", flag="images")
     batch_size: int = option(16, "Images that walk together in one chain.")
     steps: int = option(16, "Forward and backward passes of one chain.")
-    burn_in: int = option(12, "Passes before the first snapshot of a chain is kept.")
+    burn_in: int = option(None, "Passes before the first snapshot of a chain is kept  [default: 3/4 of the steps]")
     keep_every: int = option(1, "Keep every n-th snapshot after the burn-in.")
     decay: float = option(0.9, "Decay of the accumulated gradient; 0 is plain iterative FGSM.")
-    step_size: float = option(1 / 16, "First step, as a fraction of the pixel range.")
+    step_size: float = option(None, "First step, as a fraction of the pixel range  [default: 1/steps]")
     schedule: str = option("cosine", "How the step shrinks along a chain.", SCHEDULES)
     start_std: float = option(0.25, "Standard deviation of the starting noise, as a fraction of the pixel range.")
     statistics: str = option("batch", "Take activation statistics over the batch or per image.", STATISTICS)
@@ -58,6 +61,10 @@ class SynthesisConfig:
         _check_choices(self)
         for name in ("count", "batch_size", "steps", "keep_every", "variability_samples"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.burn_in is None:
+            object.__setattr__(self, "burn_in", self.steps * 3 // 4)
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", 1 / self.steps)
         _require(
             0 <= self.burn_in < self.steps,
             f"burn_in is {self.burn_in} with {self.steps} steps; no snapshot would be kept. Choose 0 to steps - 1.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, fx
 
@@ -18,13 +20,30 @@ def fold_batch_norms(captured: Captured) -> fx.GraphModule:
     or linear layer; others stay in the graph. A layer called twice gets folded weights of its own for every call.
     Computed in float64 and rounded once.
     """
+    return fold_with_records(captured)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRecord:
+    """A BatchNorm and where to look at it now: the output of the layer it was folded into, else its own input."""
+
+    norm: BatchNorm
+    node: fx.Node
+    folded: bool
+
+
+def fold_with_records(captured: Captured) -> tuple[fx.GraphModule, list[FoldRecord]]:
+    """As `fold_batch_norms`, with a record for every BatchNorm call in order of execution."""
     module = copy_module(captured.module)
+    records = []
     for norm in find_batch_norms(module):
-        if is_foldable(norm):
+        node, foldable = norm.input, is_foldable(norm)
+        if foldable:
             _fold(module, norm)
+        records.append(FoldRecord(norm=norm, node=node, folded=foldable))
     module.graph.eliminate_dead_code()
     module.recompile()
-    return module
+    return module, records
 
 
 def is_foldable(norm: BatchNorm) -> bool:

@@ -35,13 +35,21 @@ def layer_loss(norm: BatchNorm, activation: Tensor, per_image: bool = False) -> 
         ((m - running_mean) / sd)^2 + (sqrt((s^2 + eps) / (running_var + eps)) - 1)^2,   sd = sqrt(running_var + eps)
 
     with m and s^2 the mean and variance of the input. eps on both sides keeps channels of zero variance, which trained
-    networks do have, at a finite and attainable target.
+    networks do have, at a finite and attainable target. Channels that the BatchNorm multiplies by 0 are left out:
+    nothing of them reaches the rest of the network.
     """
     mean, var = input_statistics(activation, per_image)
     total_var = norm.running_var + norm.eps
     mean_term = (mean - norm.running_mean).square() / total_var
     std_term = (((var + norm.eps) / total_var).sqrt() - 1).square()
-    return (mean_term + std_term).mean()
+    distance = mean_term + std_term
+    return (distance if norm.weight is None else distance[..., norm.weight != 0]).sum() / _measured(distance, norm)
+
+
+def _measured(distance: Tensor, norm: BatchNorm) -> int:
+    """Entries the mean is taken over; at least one, so that a layer without live channels costs nothing."""
+    channels = len(norm.running_mean) if norm.weight is None else int((norm.weight != 0).sum())
+    return max(1, channels * (distance.numel() // len(norm.running_mean)))
 
 
 def batch_norm_statistics_loss(

@@ -24,7 +24,7 @@ from torch import Tensor
 from dffg.capture import Captured
 from dffg.config import SynthesisConfig
 from dffg.images import SnapshotRecord, SyntheticSet, concatenate
-from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
+from dffg.objective import Objective
 from dffg.update import momentum_sign_step, step_size_at
 from dffg.variability import VARIABILITIES, Transform, VariabilityOptions
 
@@ -118,7 +118,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     Idea 2 and 4 of the paper meet here. The pass that yields the next gradient is also the one that scores the current
     images, so the last images of a chain are scored and no update is made for nothing: `steps` passes, `steps` images.
     """
-    network = batch_norm_inputs(captured)
+    objective = Objective(captured, per_image=config.statistics == "image")
     generator = torch.Generator().manual_seed(_chain_seed(config.seed, chain))
     low, high = (torch.from_numpy(bound) for bound in captured.spec.input_bounds())
     width = high - low
@@ -132,10 +132,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
 
     def gradient_at(images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]:
         images = images.detach().requires_grad_(True)
-        activations = network(images if transform is None else transform(images))
-        loss = batch_norm_statistics_loss(
-            captured.batch_norms, activations, per_image=config.statistics == "image"
-        )
+        loss = objective(images if transform is None else transform(images))
         (gradient,) = torch.autograd.grad(loss, images)
         return float(loss.detach()), gradient
 

@@ -41,8 +41,8 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
         raise ExportError(
             f"the exporter wrote {len(quantizers)} quantized tensors for {len(quantized.tensors)}; please report this."
         )
-    for node, name in zip(quantizers, quantized.tensors, strict=True):
-        node.outputs[0].name = quantized_value_name(name)
+    for node, tensor in zip(quantizers, quantized.tensors, strict=True):
+        node.outputs[0].name = quantized_value_name(tensor.name)
     _save(model, spec, path)
 
 

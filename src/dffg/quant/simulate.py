@@ -28,16 +28,25 @@ class QuantizedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizedTensor:
+    """One quantized activation: its node in the float graph, and its integers and their value in the quantized one."""
+
+    name: str
+    levels: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantized:
     """A network with integers in it, executable in torch; `module` holds exactly what is exported.
 
-    float_module: the same network, folded, in float, with the same node names. tensors: name of every quantized tensor
-    in order of execution, one for every QUANTIZE call of `module`. float_operations: what is computed in float.
+    float_module: the same network, folded, in float, with the same node names. tensors: in order of execution, one for
+    every QUANTIZE call of `module`. float_operations: what is computed in float.
     """
 
     module: fx.GraphModule
     float_module: fx.GraphModule
-    tensors: tuple[str, ...]
+    tensors: tuple[QuantizedTensor, ...]
     layers: tuple[QuantizedLayer, ...]
     float_operations: tuple[str, ...]
     scheme: Scheme
@@ -60,8 +69,7 @@ def insert(float_module: fx.GraphModule, activations: dict[str, QParams], config
     for layer in layers:
         _quantize_parameters(module, layer, placement, activations, config)
     inserter = _ActivationInserter(module, activations)
-    for node, source in placement.source.items():
-        inserter.insert(node, source.name)
+    tensors = tuple(inserter.insert(node, source.name) for node, source in placement.source.items())
     for node in placement.absorbed:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         module.graph.erase_node(node)
@@ -71,7 +79,7 @@ def insert(float_module: fx.GraphModule, activations: dict[str, QParams], config
     return Quantized(
         module=module,
         float_module=float_module,
-        tensors=tuple(node.name for node in placement.source),
+        tensors=tensors,
         layers=layers,
         float_operations=float_operations,
         scheme=config.scheme,
@@ -96,7 +104,7 @@ class _ActivationInserter:
         self._qparams = activations
         self._stored: dict[str, tuple[fx.Node, fx.Node]] = {}
 
-    def insert(self, node: fx.Node, source: str) -> None:
+    def insert(self, node: fx.Node, source: str) -> QuantizedTensor:
         scale, zero_point = self._store(source)
         qparams = self._qparams[source]
         graph = self._module.graph
@@ -105,6 +113,7 @@ class _ActivationInserter:
         with graph.inserting_after(levels):
             value = graph.call_function(DEQUANTIZE, (levels, scale, zero_point))
         node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not levels)
+        return QuantizedTensor(name=node.name, levels=levels.name, value=value.name)
 
     def _store(self, source: str) -> tuple[fx.Node, fx.Node]:
         if source not in self._stored:

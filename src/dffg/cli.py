@@ -1,0 +1,305 @@
+"""The command line: parses, calls, prints. Everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.errors import DffgError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dffg.capture import Captured
+    from dffg.evaluation.data import Data
+    from dffg.images import ImageSpec
+    from dffg.models import Loaded
+    from dffg.report.result import Result
+
+VERIFICATION_FAILED, INTERRUPTED = 3, 130
+Command = TypeVar("Command", bound=Callable[..., Any])
+_TYPES = {"int": int, "float": float, "str": str}
+
+
+def config_options(config: type) -> Callable[[Command], Command]:
+    """Add one option per field of a configuration; the command is given the made configuration under its type."""
+
+    def decorate(command: Command) -> Command:
+        names = [field.name for field in dataclasses.fields(config)]
+
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in names}
+            chosen = {name: value for name, value in given.items() if value is not None}
+            return command(**values, **{config.__name__: config(**chosen)})
+
+        for field in reversed(dataclasses.fields(config)):
+            wrapper = click.option(*_flags(field), **_settings(field))(wrapper)
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _flags(field: dataclasses.Field[Any]) -> tuple[str, str]:
+    return f"--{(field.metadata['flag'] or field.name).replace('_', '-')}", field.name
+
+
+def _settings(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    choices = field.metadata["choices"]
+    kind = click.Choice(choices) if choices else _TYPES[str(field.type).partition(" ")[0]]
+    shown = field.default is not None
+    default = f"  [default: {field.default}]" if shown else ""
+    return {"type": kind, "default": None, "help": field.metadata["help"] + default}
+
+
+def model_options(command: Command) -> Command:
+    """The network and what its input looks like."""
+    for option in (
+        click.option("--trust", is_flag=True, help="Allow a .pt2 file with pickled content, which can run code."),
+        click.option("--bounds", help="Lowest and highest pixel or feature value, like 0:1 or -130:30."),
+        click.option("--std", help="Per-channel standard deviation, like 0.229,0.224,0.225."),
+        click.option("--mean", help="Per-channel mean, like 0.485,0.456,0.406."),
+        click.option("--input", "input_shape", help="Shape of one input, like 3x224x224."),
+        click.option("--weights", type=click.Path(path_type=Path), help="Weights: .safetensors, or .pth of tensors."),
+        click.argument("model"),
+    ):
+        command = option(command)
+    return command
+
+
+def output_options(command: Command) -> Command:
+    """How much is printed, and how errors are shown."""
+    for option in (
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table."),
+        click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dffg")
+def cli() -> None:
+    """Data-free quantization: from a trained network to a verified int8 file, without data.
+
+    MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory or a .pt2 file.
+    """
+
+
+@cli.command()
+@model_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Real data to calibrate with, in place of synthesis.")
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
+@click.option("--force", is_flag=True, help="Overwrite an earlier result.")
+@output_options
+@config_options(QuantizationConfig)
+@config_options(SynthesisConfig)
+def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Quantize MODEL without data; write a verified model.onnx with a report."""
+    from dffg.output import check_directory
+
+    console = _console(quiet, as_json)
+    quantization, synthesis = options["QuantizationConfig"], options["SynthesisConfig"]
+    quantization.require_exportable()
+    check_directory(out, force=force)
+    with _progress(console) as view:
+        view.stage("load")
+        loaded, spec, notes = _load(options)
+        calibration = _data(options["calibration"], spec, labelled=False)
+        evaluation = _data(options["evaluation"], spec, labelled=True)
+        from dffg.pipeline import quantize as run
+
+        result = run(
+            loaded.model,
+            out,
+            spec=spec,
+            synthesis=synthesis,
+            quantization=quantization,
+            calibration=calibration,
+            evaluation=evaluation,
+            name=loaded.name,
+            notes=notes,
+            force=force,
+            on_stage=view.stage,
+            progress=view.update,
+        )
+    return _show_result(result, console, quiet, as_json)
+
+
+def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -> int:
+    if as_json:
+        click.echo(result.to_json())
+    elif not quiet:
+        from dffg.report.terminal import render
+
+        console.print(render(result))
+    if not result.verified:
+        click.echo(f"dffg: verification failed: {result.problems[0]}. The file was written for inspection.", err=True)
+        return VERIFICATION_FAILED
+    return 0
+
+
+@cli.command()
+@model_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), help=".npz or .safetensors file, or PNG folder.")
+@click.option("--force", is_flag=True, help="Overwrite an earlier result.")
+@output_options
+@config_options(SynthesisConfig)
+def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Make calibration images for MODEL and save them for any tool."""
+    from dffg.output import check_directory, check_file, staged_directory, staged_file
+
+    is_file = out.suffix in (".npz", ".safetensors")
+    (check_file if is_file else check_directory)(out, force=force)
+    console = _console(quiet, as_json)
+    with _progress(console) as view:
+        view.stage("load")
+        loaded, spec, _ = _load(options)
+        from dffg.synthesis import synthesize_set
+
+        captured = _capture(loaded, spec, view)
+        view.stage("synthesis")
+        made = synthesize_set(captured, options["SynthesisConfig"], progress=view.update)
+        with staged_file(out) if is_file else staged_directory(out, commit_mark="") as target:
+            made.save(target)
+    if as_json:
+        click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
+    elif not quiet:
+        console.print(f"{len(made)} images, loss {made.snapshots[0].loss:.3f} to {made.snapshots[-1].loss:.3f}: {out}")
+    return 0
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Labelled data: folder or .npz.")
+@click.option("--input", "input_shape", help="Shape of one input, where the file does not hold it.")
+@click.option("--mean", help="Per-channel mean, where the file does not hold it.")
+@click.option("--std", help="Per-channel standard deviation, where the file does not hold it.")
+@click.option("--bounds", help="Lowest and highest pixel or feature value, where the file does not hold them.")
+@output_options
+def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Measure the top-1 accuracy of an ONNX FILE in ONNX Runtime."""
+    from dffg.evaluation.data import load_data
+    from dffg.export.onnx import read_spec
+    from dffg.pipeline import evaluate as run
+
+    score = run(file, load_data(data, _describe_input(read_spec(file), options), labelled=True))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(score)))
+    elif not quiet:
+        click.echo(f"top-1 {score.top1:.2f} +- {score.standard_error:.2f} % on {score.count} examples")
+    return 0
+
+
+@cli.command()
+@model_options
+@output_options
+@config_options(SynthesisConfig)
+def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
+    """Show BatchNorm layers, what will be quantized and the time it will take; nothing is synthesized."""
+    console = _console(quiet, as_json)
+    with _progress(console) as view:
+        view.stage("load")
+        loaded, spec, notes = _load(options)
+        from dffg.inspection import inspect as run
+        from dffg.report.terminal import render_inspection
+
+        captured = _capture(loaded, spec, view)
+        view.stage("measure one pass")
+        found = run(captured, options["SynthesisConfig"], notes=notes)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+    elif not quiet:
+        console.print(render_inspection(found))
+    return 0
+
+
+def _load(options: dict[str, Any]) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
+    from dffg.models import load_model
+
+    loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
+    spec = _describe_input(loaded.spec, options)
+    given = loaded.spec is not None and loaded.spec.source != "default"
+    if given or options["mean"] or options["std"] or options["bounds"]:
+        return loaded, spec, (f"input normalization from {spec.source}",)
+    note = "no --mean, --std or --bounds were given: assuming pixels in [0, 1] without normalization"
+    click.echo(f"dffg: {note}", err=True)
+    return loaded, spec, (note,)
+
+
+def _describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
+    """What the network's source says, with what the user says on top."""
+    from dffg.images import ImageSpec, parse_bounds, parse_numbers, parse_shape
+
+    changes: dict[str, Any] = {}
+    for name, parse in (("mean", parse_numbers), ("std", parse_numbers), ("bounds", parse_bounds)):
+        if options.get(name):
+            changes[name] = parse(options[name])
+    if options.get("input_shape"):
+        changes["shape"] = parse_shape(options["input_shape"])
+    if known is None and "shape" not in changes:
+        raise InputError("the shape of the input is unknown; give it with --input, like --input 3x224x224.")
+    if changes.keys() - {"shape"}:
+        changes["source"] = "the command line"
+    if known is None:
+        return ImageSpec(**{"source": "default", **changes})
+    return dataclasses.replace(known, **changes)
+
+
+def _data(path: Path | None, spec: ImageSpec, *, labelled: bool) -> Data | None:
+    if path is None:
+        return None
+    from dffg.evaluation.data import load_data
+
+    return load_data(path, spec, labelled=labelled)
+
+
+def _capture(loaded: Loaded, spec: ImageSpec, view: Any) -> Captured:
+    from dffg.capture import capture
+
+    view.stage("capture")
+    return capture(loaded.model, spec=spec, name=loaded.name)
+
+
+def _console(quiet: bool, as_json: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=as_json, quiet=quiet)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Any]:
+    from dffg.report.progress import ProgressView
+
+    with ProgressView(console) as view:
+        yield view
+
+
+def main() -> None:
+    """Entry point: run a command, turn errors into one message and an exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except DffgError as error:
+        if debug:
+            raise
+        click.echo(f"dffg: {error}", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("dffg: interrupted; nothing was written.", err=True)
+        code = INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)

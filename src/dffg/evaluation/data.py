@@ -1,0 +1,146 @@
+"""Labelled or unlabelled real data: folders of pictures and .npz files, as batches of network inputs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dffg.errors import InputError
+from dffg.images import Array, ImageSpec, Pixels
+
+Labels = NDArray[np.int64]
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A readable set of real examples. `labels` is None where there are none. Pictures are decoded batch by batch."""
+
+    source: Sequence[Path] | Pixels | Array
+    labels: Labels | None
+    spec: ImageSpec
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batches(self, size: int = 32) -> Iterator[Array]:
+        """Network inputs in order, (size, *spec.shape); the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self._inputs(start, start + size)
+
+    def first(self, count: int) -> Data:
+        """The first `count` examples."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Data(source=self.source[:count], labels=labels, spec=self.spec)
+
+    def _inputs(self, start: int, stop: int) -> Array:
+        part = self.source[start:stop]
+        if not isinstance(part, np.ndarray):
+            part = np.stack([read_picture(path, self.spec) for path in part])
+        return self.spec.from_uint8(part) if part.dtype == np.uint8 else part  # type: ignore[arg-type, return-value]
+
+
+def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
+    """Open a folder or file of real examples.
+
+    A folder holds `labels.csv` (columns `file` and `label`), or one sub-folder per class (classes are numbered in
+    alphabetical order), or, where no labels are needed, pictures at any depth. An `.npz` holds `images` (uint8 pixels,
+    N,C,H,W) or `features` (float network inputs, as they are), and `labels`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"there is no data at {path}.")
+    data = _load_folder(path, spec) if path.is_dir() else _load_npz(path, spec)
+    if labelled and data.labels is None:
+        raise InputError(f"{path} has no labels; add labels.csv with columns file,label, or `labels` in the .npz.")
+    if not len(data):
+        raise InputError(f"{path} holds no examples.")
+    return data
+
+
+def read_picture(path: Path, spec: ImageSpec) -> Pixels:
+    """Decode a picture and fit it to the input: (C, H, W) uint8."""
+    channels, height, width = spec.shape
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as a picture with {channels} channels: {error}") from error
+    pixels = np.asarray(fit_picture(picture, height, width, spec.crop_fraction))
+    return np.moveaxis(pixels.reshape(height, width, channels), -1, 0)
+
+
+def fit_picture(picture: Image.Image, height: int, width: int, crop_fraction: float) -> Image.Image:
+    """Scale the shorter side to input / crop_fraction (timm's rule) and cut out the middle.
+
+    Pictures whose shorter side lies between the input and that size, 227 for an input of 224 say, were prepared by
+    someone already and are only cropped.
+    """
+    shorter = min(picture.size)
+    target = int(max(height, width) / crop_fraction)
+    if not max(height, width) <= shorter <= target:
+        scale = target / shorter
+        size = round(picture.width * scale), round(picture.height * scale)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _load_folder(folder: Path, spec: ImageSpec) -> Data:
+    if not spec.is_pixels:
+        raise InputError(f"{folder} holds pictures, but the network takes features; give an .npz with `features`.")
+    if (folder / "labels.csv").exists():
+        return _load_csv(folder, spec)
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        return Data(source=_pictures(folder), labels=None, spec=spec)
+    files = [(path, index) for index, entry in enumerate(classes) for path in _pictures(entry)]
+    return Data(source=[path for path, _ in files], labels=_labels([label for _, label in files]), spec=spec)
+
+
+def _load_csv(folder: Path, spec: ImageSpec) -> Data:
+    with (folder / "labels.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    try:
+        files = [folder / row["file"] for row in rows]
+        labels = _labels([int(row["label"]) for row in rows])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'labels.csv'} needs columns file,label with whole numbers: {error}") from error
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise InputError(f"{folder / 'labels.csv'} names {len(missing)} files that are not there, first {missing[0]}.")
+    return Data(source=files, labels=labels, spec=spec)
+
+
+def _load_npz(path: Path, spec: ImageSpec) -> Data:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable .npz file: {error}") from error
+    source = arrays.get("images", arrays.get("features"))
+    if source is None:
+        raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; it needs `images` (uint8) or `features`.")
+    if source.shape[1:] != spec.shape:
+        raise InputError(f"{path} holds examples of shape {source.shape[1:]}, the network takes {spec.shape}.")
+    if "images" in arrays and source.dtype != np.uint8:
+        raise InputError(f"`images` in {path} is {source.dtype}; store uint8 pixels, or network inputs as `features`.")
+    labels = _labels(arrays["labels"]) if "labels" in arrays else None
+    if labels is not None and len(labels) != len(source):
+        raise InputError(f"{path} holds {len(source)} examples but {len(labels)} labels.")
+    return Data(source=source if source.dtype == np.uint8 else source.astype(np.float32), labels=labels, spec=spec)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+
+
+def _labels(values: Any) -> Labels:
+    return np.asarray(values, dtype=np.int64)

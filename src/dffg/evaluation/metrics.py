@@ -1,0 +1,97 @@
+"""How well a quantized network does: pure functions of outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Outputs = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Top-1 of the float and the quantized network on the same labelled examples.
+
+    float_top1, quantized_top1: percent. drop_points: float minus quantized, positive is worse. standard_error: of the
+    drop, paired, in points. kl_to_float: mean KL divergence of the quantized from the float prediction, in nats.
+    """
+
+    float_top1: float
+    quantized_top1: float
+    drop_points: float
+    standard_error: float
+    kl_to_float: float
+    kl_standard_error: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Top-1 in percent with its binomial standard error in points."""
+
+    top1: float
+    standard_error: float
+    count: int
+
+
+def score(outputs: Outputs, labels: NDArray[np.int64]) -> Score:
+    """Score one network. Outputs: (examples, classes)."""
+    share = float((top1(outputs) == labels).mean())
+    error = 100 * math.sqrt(share * (1 - share) / len(labels))
+    return Score(top1=100 * share, standard_error=error, count=len(labels))
+
+
+def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> Accuracy:
+    """Score a quantized network beside its float network. Outputs: (examples, classes) logits."""
+    before, after = (top1(values) == labels for values in (reference, outputs))
+    divergence = kl_divergence(reference, outputs)
+    return Accuracy(
+        float_top1=100 * float(before.mean()),
+        quantized_top1=100 * float(after.mean()),
+        drop_points=100 * float(before.mean() - after.mean()),
+        standard_error=100 * standard_error(before.astype(float) - after.astype(float)),
+        kl_to_float=float(divergence.mean()),
+        kl_standard_error=standard_error(divergence),
+        count=len(labels),
+    )
+
+
+def top1(outputs: Outputs) -> NDArray[np.int64]:
+    """Predicted class of every example; further output axes are averaged."""
+    return outputs.reshape(*outputs.shape[:2], -1).mean(-1).argmax(1).astype(np.int64)
+
+
+def agreement(reference: Outputs, outputs: Outputs) -> float:
+    """Share of examples on which both predict the same class."""
+    return float((top1(reference) == top1(outputs)).mean())
+
+
+def kl_divergence(reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
+    """KL(softmax(reference) || softmax(outputs)) of every example, in nats."""
+    log_p, log_q = _log_softmax(reference), _log_softmax(outputs)
+    result: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    return result
+
+
+def sqnr_db(reference: Outputs, outputs: Outputs) -> float:
+    """Signal to quantization noise ratio: 10 log10(sum reference^2 / sum (reference - outputs)^2)."""
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = float(np.square(reference.astype(np.float64) - outputs).sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def standard_error(values: NDArray[np.floating[Any]]) -> float:
+    """Standard error of a mean; NaN for a single value, which has none."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def _log_softmax(outputs: Outputs) -> NDArray[np.float64]:
+    shifted = outputs.astype(np.float64) - outputs.max(1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return result

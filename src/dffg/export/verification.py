@@ -1,0 +1,105 @@
+"""Does the written file do what was decided? Every question is put to the runtime itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from dffg.evaluation.metrics import agreement, sqnr_db
+from dffg.export.onnx import quantized_value_name
+from dffg.export.onnxruntime import run_with_intermediates
+from dffg.graph import Tap
+from dffg.quant.simulate import Quantized
+
+REQUIRED_EQUAL_SHARE = 0.999
+REQUIRED_STEPS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationMatch:
+    """The runtime beside the torch simulation.
+
+    equal_share and max_abs_difference_in_steps compare integers layer by layer, every layer of the simulation given
+    the runtime's own inputs: a difference in rounding is then seen where it arises. worst_tensor is where fewest are
+    equal. top1 is the share of equal predictions end to end, where rounding ties have grown through the network.
+    """
+
+    top1: float
+    equal_share: float
+    max_abs_difference_in_steps: int
+    worst_tensor: str
+    count: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether every layer computes in the runtime what was decided in torch."""
+        return self.equal_share >= REQUIRED_EQUAL_SHARE and self.max_abs_difference_in_steps <= REQUIRED_STEPS
+
+
+def match_simulation(quantized: Quantized, path: Path, images: Tensor) -> SimulationMatch:
+    """Run file and simulation on the same images, end to end and layer by layer."""
+    names = [quantized_value_name(tensor.name) for tensor in quantized.tensors]
+    output, values = run_with_intermediates(path, images.numpy(), names)
+    steps = _steps_apart(quantized, images, values)
+    with torch.no_grad():
+        simulated = quantized.module(images).numpy()
+    worst = min(steps, key=lambda name: float((steps[name] == 0).mean()))
+    return SimulationMatch(
+        top1=agreement(simulated, output),
+        equal_share=float((steps[worst] == 0).mean()),
+        max_abs_difference_in_steps=max(int(difference.max()) for difference in steps.values()),
+        worst_tensor=worst,
+        count=len(images),
+    )
+
+
+def _steps_apart(quantized: Quantized, images: Tensor, values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Steps between simulation and runtime for every tensor; the simulation goes on with the runtime's integers."""
+    tensor_of = {tensor.levels: tensor.name for tensor in quantized.tensors}
+    steps: dict[str, NDArray[Any]] = {}
+
+    def visit(name: str, result: Any) -> Any:
+        if name not in tensor_of:
+            return result
+        levels = values[quantized_value_name(tensor_of[name])]
+        steps[tensor_of[name]] = np.abs(result.numpy().astype(np.int32) - levels.astype(np.int32))
+        return torch.from_numpy(levels)
+
+    with torch.no_grad():
+        Tap(quantized.module, visit).run(images)
+    return steps
+
+
+def layer_sqnr_db(quantized: Quantized, images: Tensor) -> dict[str, float]:
+    """Signal to noise ratio of every layer's result in the quantized network against the float network, in dB.
+
+    Noise adds up along the network: this says where it comes from, not what one layer alone would cost. By layer name.
+    """
+    value_of = {tensor.name: tensor.value for tensor in quantized.tensors}
+    reference = _results(quantized.float_module, images, {layer.result for layer in quantized.layers})
+    simulated = _results(
+        quantized.module, images, {value_of.get(layer.result, layer.result) for layer in quantized.layers}
+    )
+    return {
+        layer.name: sqnr_db(reference[layer.result], simulated[value_of.get(layer.result, layer.result)])
+        for layer in quantized.layers
+    }
+
+
+def _results(module: fx.GraphModule, images: Tensor, names: set[str]) -> dict[str, NDArray[Any]]:
+    results: dict[str, NDArray[Any]] = {}
+
+    def visit(name: str, result: Any) -> Any:
+        if name in names:
+            results[name] = result.numpy()
+        return result
+
+    with torch.no_grad():
+        Tap(module, visit).run(images)
+    return results

@@ -1,0 +1,80 @@
+"""Look at a network before any work: what it remembers, what will be quantized, how long it will take."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+
+from dffg.capture import Captured
+from dffg.config import SynthesisConfig
+from dffg.fold import fold_batch_norms, is_foldable
+from dffg.graph import WEIGHTED, calls
+from dffg.images import ImageSpec
+from dffg.quant.placement import integer_inputs, place, prepare
+from dffg.synthesis import chains_needed, run_chain
+
+_TIMED_PASSES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormSummary:
+    """One BatchNorm call: its name, channels, those without variance, and whether it folds into the layer before."""
+
+    name: str
+    channels: int
+    zero_variance: int
+    folds: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `dffg inspect` shows. estimated_seconds: synthesis of the configured images and of the held-out ones."""
+
+    model: str
+    input: ImageSpec
+    parameters: int
+    batch_norms: tuple[BatchNormSummary, ...]
+    quantized_layers: int
+    quantized_tensors: int
+    float_operations: tuple[str, ...]
+    seconds_per_pass: float
+    estimated_seconds: float
+    notes: tuple[str, ...]
+
+
+def inspect(captured: Captured, config: SynthesisConfig | None = None, *, notes: tuple[str, ...] = ()) -> Inspection:
+    """Summarize a network and time a few passes of the configured batch; nothing is kept."""
+    config = config or SynthesisConfig()
+    module = prepare(fold_batch_norms(captured))
+    placement = place(module)
+    seconds = _seconds_per_pass(captured, config)
+    passes = (chains_needed(config) + 1) * config.steps
+    return Inspection(
+        model=captured.name,
+        input=captured.spec,
+        parameters=sum(parameter.numel() for parameter in captured.module.parameters()),
+        batch_norms=tuple(
+            BatchNormSummary(
+                name=norm.name,
+                channels=len(norm.running_mean),
+                zero_variance=int((norm.running_var == 0).sum()),
+                folds=is_foldable(norm),
+            )
+            for norm in captured.batch_norms
+        ),
+        quantized_layers=sum(bool(calls(node, *WEIGHTED) and integer_inputs(node)) for node in module.graph.nodes),
+        quantized_tensors=len(placement.source),
+        float_operations=tuple(f"{node.name} ({node.target})" for node in placement.float_operations),
+        seconds_per_pass=seconds,
+        estimated_seconds=seconds * passes,
+        notes=(*notes, *captured.notes),
+    )
+
+
+def _seconds_per_pass(captured: Captured, config: SynthesisConfig) -> float:
+    """The fastest of a few: the first pass pays for warming up."""
+    times = [time.perf_counter()]
+    for _ in itertools.islice(run_chain(captured, config, 0), _TIMED_PASSES):
+        times.append(time.perf_counter())
+    return min(after - before for before, after in itertools.pairwise(times))

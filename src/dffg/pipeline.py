@@ -1,0 +1,216 @@
+"""The steps in order: capture, synthesize, quantize, export, verify, report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from dffg.capture import Captured, capture
+from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.errors import InputError
+from dffg.evaluation.data import Data
+from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
+from dffg.export.onnx import write_float, write_quantized
+from dffg.export.onnxruntime import count_kernels, latency_ms, run
+from dffg.export.verification import layer_sqnr_db, match_simulation
+from dffg.images import Array, ImageSpec, SyntheticSet
+from dffg.output import check_directory, file_hash, staged_directory
+from dffg.quant.simulate import Quantized, simulate
+from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
+from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
+from dffg.synthesis import ProgressCallback, synthesize_set
+
+MODEL_FILE, IMAGES_FILE, REPORT_FILE = "model.onnx", "images.npz", "report.json"
+_HELD_OUT_SEED_OFFSET = 1_000_003
+
+StageCallback = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Images for calibration, in memory, and where they came from."""
+
+    inputs: Array
+    made: SyntheticSet | None
+    description: Images
+
+
+def quantize(
+    model: nn.Module | ExportedProgram | Captured,
+    out: str | Path,
+    *,
+    spec: ImageSpec | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    synthesis: SynthesisConfig | None = None,
+    quantization: QuantizationConfig | None = None,
+    calibration: Data | None = None,
+    evaluation: Data | None = None,
+    name: str | None = None,
+    notes: tuple[str, ...] = (),
+    force: bool = False,
+    on_stage: StageCallback | None = None,
+    progress: ProgressCallback | None = None,
+) -> Result:
+    """From a trained network to a verified int8 file in directory `out`, without data.
+
+    `out` receives `model.onnx`, `images.npz` (the calibration images) and `report.json`, all or nothing. `spec`
+    describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `calibration` takes the place of
+    synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a `DffgError` that says what to do.
+    """
+    synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
+    quantization.require_exportable()
+    out = Path(out)
+    check_directory(out, force=force)
+    clock = _Clock(on_stage)
+    with clock.stage("capture"):
+        captured = model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
+    with clock.stage("synthesis"):
+        images = _calibration_images(captured, synthesis, calibration, progress)
+    with clock.stage("calibration"):
+        quantized = simulate(captured, _batches(images.inputs, synthesis.batch_size), quantization)
+    with staged_directory(out, commit_mark=REPORT_FILE) as staging, tempfile.TemporaryDirectory() as scratch:
+        written, reference = staging / MODEL_FILE, Path(scratch) / "float.onnx"
+        with clock.stage("export"):
+            write_quantized(quantized, captured.spec, written)
+            write_float(quantized.float_module, captured.spec, reference)
+            _save_images(images, captured.spec, staging / IMAGES_FILE)
+        with clock.stage("verify"):
+            held_out = _held_out_images(captured, synthesis, progress)
+            facts = _verify(quantized, written, reference, held_out)
+        accuracy = None
+        if evaluation is not None:
+            with clock.stage("evaluation"):
+                accuracy = _evaluate(written, reference, evaluation)
+        result = Result(
+            model=name or captured.name,
+            scheme=str(quantization.scheme),
+            target=quantization.target,
+            seed=synthesis.seed,
+            version=package_version("dffg"),
+            environment=describe_environment(torch.get_num_threads()),
+            input=captured.spec,
+            images=images.description,
+            synthesis=synthesis if calibration is None else None,
+            quantization=quantization,
+            seconds=clock.seconds(),
+            peak_memory_bytes=peak_memory_bytes(),
+            accuracy=accuracy,
+            float_operations=quantized.float_operations,
+            zero_variance_channels=captured.zero_variance_channels,
+            notes=(*notes, *captured.notes),
+            files={entry: file_hash(staging / entry) for entry in (MODEL_FILE, IMAGES_FILE)},
+            path=str(out),
+            **facts,
+        )
+        result.save(staging / REPORT_FILE)
+    return result
+
+
+def evaluate(path: str | Path, data: Data) -> Score:
+    """Top-1 of an ONNX file in ONNX Runtime on labelled data."""
+    if data.labels is None:
+        raise InputError("the data has no labels.")
+    outputs = np.concatenate(list(run(Path(path), data.batches())))
+    return score(outputs, data.labels)
+
+
+def _calibration_images(
+    captured: Captured, config: SynthesisConfig, data: Data | None, progress: ProgressCallback | None
+) -> Calibration:
+    if data is not None:
+        if data.spec.shape != captured.spec.shape:
+            raise InputError(f"calibration data has shape {data.spec.shape}, the network takes {captured.spec.shape}.")
+        inputs = np.concatenate(list(data.first(config.count).batches()))
+        description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
+        return Calibration(inputs=inputs, made=None, description=description)
+    made = synthesize_set(captured, config, progress=progress)
+    last = made.snapshots[-1]
+    passes = config.steps * (1 + config.variability_samples * (config.variability == "variance-tuning"))
+    description = Images(
+        source="synthetic images", count=len(made), chains=last.chain + 1, steps=config.steps, passes=passes
+    )
+    return Calibration(inputs=made.inputs, made=made, description=description)
+
+
+def _batches(inputs: Array, size: int) -> Iterator[Tensor]:
+    yield from torch.from_numpy(inputs).split(size)
+
+
+def _save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
+    if images.made is not None:
+        images.made.save(path)
+    elif spec.is_pixels:
+        np.savez_compressed(path, images=spec.to_uint8(images.inputs))
+    else:
+        np.savez_compressed(path, features=images.inputs)
+
+
+def _held_out_images(captured: Captured, config: SynthesisConfig, progress: ProgressCallback | None) -> Tensor:
+    """Images of another seed, never seen in calibration: the end of one chain."""
+    held_out = replace(
+        config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=config.batch_size, burn_in=config.steps - 1
+    )
+    return torch.from_numpy(synthesize_set(captured, held_out, progress=progress).inputs)
+
+
+def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
+    kernels = count_kernels(written)
+    match = match_simulation(quantized, written, held_out)
+    measured = latency_ms({"float": reference, "quantized": written}, held_out[:1].numpy())
+    latency = Latency(**measured, batch=1, threads=torch.get_num_threads())
+    expected = next(run(reference, [held_out.numpy()]))
+    answer = next(run(written, [held_out.numpy()]))
+    noise = layer_sqnr_db(quantized, held_out)
+    scheme = quantized.scheme
+    return {
+        "size_bytes": {"float": reference.stat().st_size, "quantized": written.stat().st_size},
+        "kernels": kernels,
+        "latency_ms": latency,
+        "simulation_match": match,
+        "agreement": Agreement(
+            top1=agreement(expected, answer), sqnr_db=sqnr_db(expected, answer), count=len(held_out)
+        ),
+        "layers": tuple(
+            Layer(name=name, weight_bits=scheme.weight_bits, activation_bits=scheme.activation_bits, sqnr_db=ratio)
+            for name, ratio in noise.items()
+        ),
+        "problems": find_problems(kernels, latency, match),
+    }
+
+
+def _evaluate(written: Path, reference: Path, data: Data) -> Accuracy:
+    assert data.labels is not None
+    expected, answer = (np.concatenate(list(run(path, data.batches()))) for path in (reference, written))
+    return compare(expected, answer, data.labels)
+
+
+class _Clock:
+    """Times the stages and tells the listener which one begins."""
+
+    def __init__(self, on_stage: StageCallback | None) -> None:
+        self._on_stage = on_stage or (lambda name: None)
+        self._started = time.perf_counter()
+        self._spent: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._on_stage(name)
+        started = time.perf_counter()
+        yield
+        self._spent[name] = time.perf_counter() - started
+
+    def seconds(self) -> Seconds:
+        stages = ("capture", "synthesis", "calibration", "export", "verify")
+        return Seconds(
+            **{name: self._spent.get(name, 0.0) for name in stages}, total=time.perf_counter() - self._started
+        )

@@ -1,0 +1,57 @@
+"""Progress on the terminal: the stage at work, and chain, step, loss, images and time left of a synthesis."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dffg.synthesis import Progress as SynthesisProgress
+
+
+class ProgressView:
+    """One line that follows a run; nothing is left on the terminal when it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str) -> None:
+        """Show that another stage has begun."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=None, detail="")
+
+    def update(self, progress: SynthesisProgress) -> None:
+        """Show where a synthesis stands."""
+        if self._task is None:
+            self.stage("synthesis")
+        assert self._task is not None
+        self._bar.update(
+            self._task,
+            total=progress.chains * progress.steps,
+            completed=(progress.chain - 1) * progress.steps + progress.step,
+            detail=(
+                f"chain {progress.chain}/{progress.chains}  step {progress.step}/{progress.steps}  "
+                f"loss {progress.loss:.3f}  images {progress.images}/{progress.count}"
+            ),
+        )

@@ -1,0 +1,152 @@
+"""The result of a run: one dataclass, one JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.evaluation.metrics import Accuracy
+from dffg.export.onnxruntime import Kernels
+from dffg.export.verification import SimulationMatch
+from dffg.images import ImageSpec
+from dffg.report.environment import Environment
+
+SCHEMA_VERSION = 1
+AGREEMENT_MEANING = "agreement with the float model on held-out synthetic images, not task accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Calibration images: where they came from and what they cost. passes: forward and backward passes of one image."""
+
+    source: str
+    count: int
+    chains: int
+    steps: int
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall-clock time of every stage; verify includes making the held-out images."""
+
+    capture: float
+    synthesis: float
+    calibration: float
+    export: float
+    verify: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Median milliseconds per run in ONNX Runtime, both files measured in turns."""
+
+    float: float
+    quantized: float
+    batch: int
+    threads: int
+
+    @property
+    def speedup(self) -> float:
+        return self.float / self.quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How the written file predicts beside the float network, on held-out synthetic images."""
+
+    top1: float
+    sqnr_db: float
+    count: int
+    meaning: str = AGREEMENT_MEANING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One convolution or linear layer; sqnr_db of its result within the quantized network."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    sqnr_db: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Everything a run found. `problems` says in words what a user must know before using the file."""
+
+    model: str
+    scheme: str
+    target: str
+    seed: int
+    version: str
+    environment: Environment
+    input: ImageSpec
+    images: Images
+    synthesis: SynthesisConfig | None
+    quantization: QuantizationConfig
+    seconds: Seconds
+    peak_memory_bytes: int | None
+    size_bytes: dict[str, int]
+    kernels: Kernels
+    latency_ms: Latency
+    agreement: Agreement
+    simulation_match: SimulationMatch
+    accuracy: Accuracy | None
+    layers: tuple[Layer, ...]
+    float_operations: tuple[str, ...]
+    zero_variance_channels: int
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+    files: dict[str, str]
+    path: str
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def verified(self) -> bool:
+        """Whether the runtime computes what was decided."""
+        return self.simulation_match.holds
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data. Infinite and undefined numbers become null: JSON has none."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    def to_json(self) -> str:
+        """As it is written to `report.json`."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def save(self, path: Path) -> None:
+        """Write `report.json`."""
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+
+def find_problems(kernels: Kernels, latency: Latency, match: SimulationMatch) -> tuple[str, ...]:
+    """What a user must know before using the file, in plain words."""
+    problems = []
+    if not match.holds:
+        problems.append(
+            f"the runtime disagrees with the simulation: in {match.worst_tensor} only {match.equal_share:.2%} of the "
+            f"integers are equal, and somewhere they are {match.max_abs_difference_in_steps} steps apart"
+        )
+    if latency.quantized >= latency.float:
+        problems.append(
+            f"the int8 file is not faster than the float file here ({latency.quantized:.2f} ms against "
+            f"{latency.float:.2f} ms); networks this small, or CPUs without int8 instructions, may gain nothing"
+        )
+    if kernels.float:
+        problems.append(f"{kernels.float} convolutions or matrix products run in float")
+    return tuple(problems)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

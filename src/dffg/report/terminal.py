@@ -1,0 +1,88 @@
+"""The result as a short table."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dffg.evaluation.metrics import Accuracy
+from dffg.inspection import Inspection
+from dffg.report.result import Result
+
+
+def render(result: Result) -> RenderableType:
+    """What people want to know first, and then every problem and note in words."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in _rows(result):
+        table.add_row(label, value)
+    problems = [Text(f"! {problem}", style="bold yellow") for problem in result.problems]
+    notes = [Text(f"  {note}", style="dim") for note in result.notes]
+    return Group(table, *problems, *notes)
+
+
+def describe_accuracy(accuracy: Accuracy) -> str:
+    """Accuracy with its drop, standard error and sample size in one line."""
+    return (
+        f"{accuracy.quantized_top1:.2f} % top-1 against {accuracy.float_top1:.2f} % in float: drop "
+        f"{accuracy.drop_points:+.2f} +- {accuracy.standard_error:.2f} points on {accuracy.count} examples"
+    )
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    size, latency, match = result.size_bytes, result.latency_ms, result.simulation_match
+    kernels = result.kernels
+    rows = [
+        ("network", f"{result.model}, {result.scheme} for {result.target}"),
+        ("images", f"{result.images.count} {result.images.source}, {result.images.passes} passes each"),
+        ("size", f"{size['float'] / 1e6:.1f} MB -> {size['quantized'] / 1e6:.1f} MB"),
+        (
+            "latency",
+            f"{latency.float:.2f} ms -> {latency.quantized:.2f} ms ({latency.speedup:.1f}x), batch {latency.batch}, "
+            f"{latency.threads} threads",
+        ),
+        ("kernels", f"{kernels.integer} of {kernels.integer + kernels.float} convolutions and matrix products in int8"),
+        (
+            "simulation",
+            f"{match.equal_share:.3%} of integers equal in the worst layer, at most "
+            f"{match.max_abs_difference_in_steps} step apart; {match.top1:.1%} same top-1",
+        ),
+        ("agreement", f"{result.agreement.top1:.1%} top-1, {result.agreement.sqnr_db:.1f} dB on {result.agreement.count}"),
+        ("", result.agreement.meaning),
+    ]
+    if result.accuracy is not None:
+        rows.append(("accuracy", describe_accuracy(result.accuracy)))
+    weakest = sorted(result.layers, key=lambda layer: layer.sqnr_db)[:3]
+    rows.append(("noisiest layers", ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in weakest)))
+    seconds = result.seconds
+    rows.append(
+        (
+            "time",
+            f"{seconds.total:.1f} s: synthesis {seconds.synthesis:.1f}, calibration {seconds.calibration:.1f}, export "
+            f"{seconds.export:.1f}, verification {seconds.verify:.1f}",
+        )
+    )
+    if result.peak_memory_bytes:
+        rows.append(("peak memory", f"{result.peak_memory_bytes / 1e9:.2f} GB"))
+    rows.append(("written to", result.path))
+    return rows
+
+
+def render_inspection(found: Inspection) -> RenderableType:
+    """Summary, then one line per BatchNorm."""
+    spec = found.input
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    shape = "x".join(map(str, spec.shape))
+    table.add_row("network", f"{found.model}, {found.parameters / 1e6:.2f} M parameters")
+    table.add_row("input", f"{shape}, mean {spec.mean}, std {spec.std}, bounds {spec.bounds} ({spec.source})")
+    table.add_row("quantized", f"{found.quantized_layers} layers, {found.quantized_tensors} activations")
+    table.add_row("left in float", ", ".join(found.float_operations) or "nothing")
+    table.add_row("synthesis", f"about {found.estimated_seconds:.0f} s ({found.seconds_per_pass:.2f} s a pass)")
+    norms = Table("BatchNorm", "channels", "without variance", "folds", box=None, header_style="bold")
+    for norm in found.batch_norms:
+        norms.add_row(norm.name, str(norm.channels), str(norm.zero_variance), "yes" if norm.folds else "no")
+    return Group(table, Text(), norms, *(Text(f"  {note}", style="dim") for note in found.notes))
