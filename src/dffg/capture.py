@@ -34,6 +34,7 @@ class BatchNorm:
 
     @property
     def input(self) -> fx.Node:
+        """The node whose statistics it remembers."""
         source = self.node.args[0]
         assert isinstance(source, fx.Node)
         return source
@@ -116,7 +117,9 @@ def _export(
     try:
         quiet = copy.deepcopy(model).eval()
     except Exception as error:
-        raise CaptureError(f"the model cannot be copied, which capture needs to leave yours untouched: {error}") from error
+        raise CaptureError(
+            f"the model cannot be copied, which capture needs to leave yours untouched: {error}"
+        ) from error
     example = _example(quiet, example_input, spec)
     _try_forward(quiet, example, spec)
     try:
@@ -150,11 +153,14 @@ def _try_forward(model: nn.Module, example: Tensor, spec: ImageSpec) -> None:
         with torch.no_grad():
             model(example)
     except TypeError as error:
-        raise CaptureError(f"the network does not take one tensor ({error}); several inputs are not supported yet.") from error
+        raise CaptureError(
+            f"the network does not take one tensor ({error}); several inputs are not supported yet."
+        ) from error
     except Exception as error:
         shape = "x".join(map(str, spec.shape))
         raise InputError(
-            f"the network fails on an input of shape {shape}: {_first_line(error)}\nGive the right one with --input CxHxW."
+            f"the network fails on an input of shape {shape}: {_first_line(error)}\n"
+            "Give the right one with --input CxHxW."
         ) from error
 
 
@@ -239,7 +245,9 @@ def _read_batch_norm(module: fx.GraphModule, node: fx.Node) -> BatchNorm:
             "training data. Use a network trained with running statistics, or calibrate with real data."
         )
     if not (is_stored(mean) and is_stored(var)):
-        raise StatisticsError(f"BatchNorm {name} computes its statistics instead of storing them; this is not supported.")
+        raise StatisticsError(
+            f"BatchNorm {name} computes its statistics instead of storing them; this is not supported."
+        )
     norm = BatchNorm(
         name=name or node.name,
         node=node,
@@ -258,8 +266,8 @@ def _check_statistics(norm: BatchNorm) -> None:
     if bad.any():
         channels = bad.nonzero().flatten()[:5].tolist()
         raise StatisticsError(
-            f"BatchNorm {norm.name} has NaN, infinite or negative statistics in {int(bad.sum())} of {len(bad)} channels "
-            f"(first: {channels}); the weights are damaged or were not loaded."
+            f"BatchNorm {norm.name} has NaN, infinite or negative statistics in {int(bad.sum())} of {len(bad)} "
+            f"channels (first: {channels}); the weights are damaged or were not loaded."
         )
 
 

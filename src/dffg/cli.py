@@ -99,7 +99,9 @@ def cli() -> None:
 @cli.command()
 @model_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="Real data to calibrate with, in place of synthesis.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Real data to calibrate with, in place of synthesis."
+)
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options

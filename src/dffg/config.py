@@ -71,7 +71,9 @@ class SynthesisConfig:
         )
         _require(0 <= self.decay <= 1, f"decay is {self.decay}; choose a value from 0 to 1.")
         _require(0 < self.step_size <= 1, f"step_size is {self.step_size}; it must be above 0 and at most 1.")
-        _require(0 <= self.variability_strength <= 1, f"variability_strength is {self.variability_strength}, not 0 to 1.")
+        _require(
+            0 <= self.variability_strength <= 1, f"variability_strength is {self.variability_strength}, not 0 to 1."
+        )
         _require(self.start_std >= 0, f"start_std is {self.start_std}; it must not be negative.")
         _require(self.max_seconds is None or self.max_seconds > 0, f"max_seconds is {self.max_seconds}, not positive.")
 
@@ -116,6 +118,7 @@ class QuantizationConfig:
 
     @property
     def scheme(self) -> Scheme:
+        """The bit widths, parsed."""
         return Scheme.parse(self.bits)
 
     def require_exportable(self) -> None:

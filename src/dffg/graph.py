@@ -99,4 +99,5 @@ class Tap(fx.Interpreter):
         self._visit = visit
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run one node and let `visit` see, or replace, its result."""
         return self._visit(n.name, super().run_node(n))

@@ -50,6 +50,12 @@ class ImageSpec:
         if not (self.bounds[0] < self.bounds[1] and all(map(math.isfinite, self.bounds))):
             raise InputError(f"bounds {self.bounds} must be two finite numbers, the lower one first, like 0:1.")
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ImageSpec:
+        """Read back what `dataclasses.asdict` and JSON made of a spec."""
+        known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return cls(**known)
+
     @property
     def is_pixels(self) -> bool:
         """Whether inputs are 8-bit pictures, which can be stored as uint8 and looked at."""
@@ -65,7 +71,8 @@ class ImageSpec:
 
     def to_uint8(self, inputs: Array) -> Pixels:
         """Network input -> nearest 8-bit pixels."""
-        return np.clip(np.rint(self.denormalize(inputs) * np.float32(255)), 0, 255).astype(np.uint8)
+        levels: Pixels = np.clip(np.rint(self.denormalize(inputs) * np.float32(255)), 0, 255).astype(np.uint8)
+        return levels
 
     def from_uint8(self, pixels: Pixels) -> Array:
         """8-bit pixels -> network input, float32."""
@@ -154,7 +161,7 @@ class SyntheticSet:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path} is not a set of images saved by dffg: {error}") from error
         stored = json.loads(metadata)
-        spec = ImageSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored["spec"].items()})
+        spec = ImageSpec.from_dict(stored["spec"])
         inputs = spec.from_uint8(arrays["images"]) if "images" in arrays else arrays["features"]
         return cls(
             inputs=inputs,
@@ -201,7 +208,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as archive:
-        return {name: archive.get_tensor(name) for name in archive.keys()}, archive.metadata()["dffg"]
+        names = list(archive.keys())
+        return {name: archive.get_tensor(name) for name in names}, archive.metadata()["dffg"]
 
 
 def concatenate(batches: Sequence[Array]) -> Array:

@@ -66,9 +66,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     problems = [
         *_name_keys("missing in the file", sorted(own.keys() - state.keys() - optional)),
         *_name_keys("unknown to the network", sorted(state.keys() - own.keys())),
-        *_name_keys(
-            "of another shape", [key for key in own if key in state and own[key].shape != state[key].shape]
-        ),
+        *_name_keys("of another shape", [key for key in own if key in state and own[key].shape != state[key].shape]),
     ]
     if problems:
         raise InputError(f"the weights in {path} do not fit the network: {'; '.join(problems)}.")
@@ -128,7 +126,8 @@ def refuse_pickles(path: Path) -> None:
     pickled = any(b'"use_pickle": true' in config or b'"use_pickle":true' in config for config in configs)
     if pickled or not all(map(_is_plain, samples)):
         raise InputError(
-            f"{path} holds pickled objects, which can run code when loaded. If you trust where it comes from, add --trust."
+            f"{path} holds pickled objects, which can run code when loaded. If you trust where it comes from, add "
+            "--trust."
         )
 
 
@@ -206,8 +205,8 @@ def _load_torchvision(name: str, pretrained: bool) -> Loaded:
 
 def _download_message(name: str, error: Exception) -> str:
     return (
-        f"the weights of {name} cannot be loaded: {_first_line(error)}\nIf this machine is offline, fetch them elsewhere "
-        "and give the file with --weights."
+        f"the weights of {name} cannot be loaded: {_first_line(error)}\nIf this machine is offline, fetch them "
+        "elsewhere and give the file with --weights."
     )
 
 

@@ -51,6 +51,7 @@ class Objective:
         self._per_image = per_image
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Loss of a batch of network inputs; differentiable once."""
         activations = self._network(images)
         losses = [
             _Distance.apply(activation, target, self._dims(activation))

@@ -73,7 +73,9 @@ def quantize(
     check_directory(out, force=force)
     clock = _Clock(on_stage)
     with clock.stage("capture"):
-        captured = model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
+        captured = (
+            model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
+        )
     with clock.stage("synthesis"):
         images = _calibration_images(captured, synthesis, calibration, progress)
     with clock.stage("calibration"):
@@ -143,7 +145,7 @@ def _calibration_images(
 
 
 def _batches(inputs: Array, size: int) -> Iterator[Tensor]:
-    yield from torch.from_numpy(inputs).split(size)
+    yield from torch.split(torch.from_numpy(inputs), size)
 
 
 def _save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:

@@ -61,5 +61,7 @@ def batch_norm_statistics_loss(
     gives no formula; matching mean and standard deviation is ZeroQ's (Cai et al., CVPR 2020), the normalisation per
     channel is ours, so that wide layers and loud channels weigh no more than others.
     """
-    losses = [layer_loss(norm, activation, per_image) for norm, activation in zip(batch_norms, activations, strict=True)]
+    losses = [
+        layer_loss(norm, activation, per_image) for norm, activation in zip(batch_norms, activations, strict=True)
+    ]
     return torch.stack(losses).mean()

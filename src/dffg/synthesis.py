@@ -41,6 +41,7 @@ class Snapshot:
 
     @property
     def record(self) -> SnapshotRecord:
+        """What is remembered of it in a `SyntheticSet`."""
         return SnapshotRecord(chain=self.chain, step=self.step, loss=self.loss, count=len(self.images))
 
 

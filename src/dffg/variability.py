@@ -22,7 +22,9 @@ Transform = Callable[[Tensor], Tensor]
 class GradientAt(Protocol):
     """Loss and gradient with respect to the images, seen through an optional differentiable transform."""
 
-    def __call__(self, images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]: ...
+    def __call__(self, images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]:
+        """Loss of the batch, and its gradient with respect to `images`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,8 @@ def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> 
 
 def top1(outputs: Outputs) -> NDArray[np.int64]:
     """Predicted class of every example; further output axes are averaged."""
-    return outputs.reshape(*outputs.shape[:2], -1).mean(-1).argmax(1).astype(np.int64)
+    classes: NDArray[np.int64] = outputs.reshape(*outputs.shape[:2], -1).mean(-1).argmax(1).astype(np.int64)
+    return classes
 
 
 def agreement(reference: Outputs, outputs: Outputs) -> float:

@@ -62,8 +62,7 @@ def read_spec(path: Path) -> ImageSpec | None:
     stored = {entry.key: entry.value for entry in model.metadata_props}.get(_METADATA_KEY)
     if stored is None:
         return None
-    fields = json.loads(stored)
-    return ImageSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    return ImageSpec.from_dict(json.loads(stored))
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -92,7 +91,9 @@ def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(f"this network cannot be written as ONNX: {str(error).strip().partition(chr(10))[0]}") from error
+        raise ExportError(
+            f"this network cannot be written as ONNX: {str(error).strip().partition(chr(10))[0]}"
+        ) from error
     assert program is not None
     model = program.model
     _name_batch_dimension(model)

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from dffg.errors import InputError
 
 INTEGER_KERNELS = frozenset(
-    {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "DynamicQuantizeMatMul"}
+    {
+        "QLinearConv",
+        "QGemm",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+    }
 )
 FLOAT_KERNELS = frozenset(
     {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
@@ -86,7 +94,9 @@ def run_with_intermediates(
     return output, dict(zip(names, values, strict=True))
 
 
-def latency_ms(paths: dict[str, Path], batch: NDArray[np.float32], *, repeats: int = 15, threads: int = 0) -> dict[str, float]:
+def latency_ms(
+    paths: dict[str, Path], batch: NDArray[np.float32], *, repeats: int = 15, threads: int = 0
+) -> dict[str, float]:
     """Median milliseconds per run of each file, measured in turns so that a busy machine slows all alike."""
     sessions = {label: session(path, threads=threads) for label, path in paths.items()}
     times: dict[str, list[float]] = {label: [] for label in paths}

@@ -29,9 +29,19 @@ def calibrate(
     `images` is any stream of batches of network inputs, whatever made them; it is read once. The input's range is the
     legal pixel range, known without data.
     """
+    return choose_ranges(observe(module, observed_tensors(placement), images), placement, spec, config)
+
+
+def observed_tensors(placement: Placement) -> list[str]:
+    """Quantized tensors whose range must be learned from images."""
+    return [node.name for node, source in placement.source.items() if source is node and node.op != "placeholder"]
+
+
+def choose_ranges(
+    histograms: dict[str, Histogram], placement: Placement, spec: ImageSpec, config: QuantizationConfig
+) -> dict[str, QParams]:
+    """Turn what was observed into scale and zero point; the input gets the legal pixel range."""
     bits = config.scheme.activation_bits
-    observed = [node.name for node in placement.source if placement.source[node] is node and node.op != "placeholder"]
-    histograms = observe(module, observed, images)
     choose = ACTIVATION_RANGES[config.activation_ranges]
     ranges = {name: choose(histogram, bits, config) for name, histogram in histograms.items()}
     low, high = spec.input_bounds()

@@ -13,7 +13,7 @@ from dffg.quant.affine import QParams
 from dffg.quant.affine import dequantize as _dequantize
 from dffg.quant.affine import quantize as _quantize
 
-_library = torch.library.Library("dffg", "FRAGMENT")  # noqa: TOR901  (kept alive with the module)
+_library = torch.library.Library("dffg", "FRAGMENT")
 _library.define("quantize(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max) -> Tensor")
 _library.define("dequantize(Tensor levels, Tensor scale, Tensor zero_point, int? axis=None) -> Tensor")
 _library.define("global_average_pool(Tensor x) -> Tensor")

@@ -47,7 +47,7 @@ class Placement:
 
 
 def prepare(module: fx.GraphModule) -> fx.GraphModule:
-    """Write global average pooling, which networks spell in several ways, as the one operator with an integer kernel."""
+    """Write global average pooling, which has several spellings, as the one operator with an integer kernel."""
     module = copy_module(module)
     for node in list(module.graph.nodes):
         if _is_global_pool(node):
@@ -136,7 +136,7 @@ def _are_float(nodes: list[fx.Node]) -> bool:
 def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
     if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
         return False
-    computed_in_integers = integer_inputs(node) or node in source and (_keeps_range(node) or _is_absorbable(node))
+    computed_in_integers = integer_inputs(node) or (node in source and (_keeps_range(node) or _is_absorbable(node)))
     return not computed_in_integers and not is_fused_padding(node)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from dffg.config import QuantizationConfig
+from dffg.errors import InputError
 
 _BINS = 2048
 _CANDIDATES = 100
@@ -30,6 +32,10 @@ class Histogram:
     def observe(self, values: Tensor) -> None:
         """Add all values of a tensor."""
         low, high = (float(extreme) for extreme in torch.aminmax(values.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError(
+                "calibration images lead to NaN or infinite activations; check the images and the network."
+            )
         if self._width == 0.0:
             self._start = low
             self._width = max(high - low, abs(low) * 1e-3, 1e-12) / _BINS
@@ -96,7 +102,8 @@ ACTIVATION_RANGES: dict[str, RangeFunction] = {
 
 def minmax_weight_scale(weight: Tensor, bits: int) -> Tensor:
     """Scale per output channel with which the largest weight is the largest integer."""
-    return weight.flatten(1).abs().amax(1) / (2 ** (bits - 1) - 1)
+    scale: Tensor = weight.flatten(1).abs().amax(1) / (2 ** (bits - 1) - 1)
+    return scale
 
 
 def mse_weight_scale(weight: Tensor, bits: int) -> Tensor:

@@ -88,7 +88,9 @@ def insert(float_module: fx.GraphModule, activations: dict[str, QParams], config
 
 def _describe(node: fx.Node) -> QuantizedLayer:
     users = list(node.users)
-    result = users[0].name if len(users) == 1 and not integer_inputs(users[0]) and users[0].op != "output" else node.name
+    result = (
+        users[0].name if len(users) == 1 and not integer_inputs(users[0]) and users[0].op != "output" else node.name
+    )
     return QuantizedLayer(name=node.meta.get("dffg_name", layer_name(node)), node=node.name, result=result)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -46,13 +47,14 @@ class Seconds:
 class Latency:
     """Median milliseconds per run in ONNX Runtime, both files measured in turns."""
 
-    float: float
     quantized: float
+    float: builtins.float
     batch: int
     threads: int
 
     @property
-    def speedup(self) -> float:
+    def speedup(self) -> builtins.float:
+        """How many times faster the quantized file is."""
         return self.float / self.quantized
 
 

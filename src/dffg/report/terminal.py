@@ -49,7 +49,10 @@ def _rows(result: Result) -> list[tuple[str, str]]:
             f"{match.equal_share:.3%} of integers equal in the worst layer, at most "
             f"{match.max_abs_difference_in_steps} step apart; {match.top1:.1%} same top-1",
         ),
-        ("agreement", f"{result.agreement.top1:.1%} top-1, {result.agreement.sqnr_db:.1f} dB on {result.agreement.count}"),
+        (
+            "agreement",
+            f"{result.agreement.top1:.1%} top-1, {result.agreement.sqnr_db:.1f} dB on {result.agreement.count}",
+        ),
         ("", result.agreement.meaning),
     ]
     if result.accuracy is not None:

@@ -1,0 +1,41 @@
+"""Results on disk: one JSON object per line, with what is needed to make it again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dffg.report.environment import describe_environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def append(suite: str, record: dict[str, Any]) -> None:
+    """Add one result to a suite, with commit and environment."""
+    full = {**record, "commit": _commit(), "environment": asdict(describe_environment(torch.get_num_threads()))}
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{suite}.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(full) + "\n")
+
+
+def read(suite: str) -> list[dict[str, Any]]:
+    """All results of a suite, oldest first."""
+    path = RESULTS / f"{suite}.jsonl"
+    return list(_lines(path)) if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _commit() -> str:
+    finished = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return finished.stdout.strip() or "unknown"

@@ -1,0 +1,147 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dffg.config import QuantizationConfig, Scheme, SynthesisConfig
+from dffg.errors import InputError, UnsupportedError
+
+NAN = float("nan")
+
+
+def test_options_are_free_of_torch():
+    code = "import sys; sys.modules['torch'] = None; import dffg.config, dffg.images, dffg.errors"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("config", [SynthesisConfig, QuantizationConfig])
+def test_every_option_has_a_help_text_and_a_legal_default(config):
+    for option in dataclasses.fields(config):
+        assert option.metadata["help"]
+        choices = option.metadata["choices"]
+        assert not choices or option.default in choices
+
+
+@pytest.mark.parametrize("config", [SynthesisConfig(), QuantizationConfig()])
+def test_options_are_frozen(config):
+    name = dataclasses.fields(config)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, name, getattr(config, name))
+
+
+def test_burn_in_and_step_size_follow_the_steps():
+    assert (SynthesisConfig(steps=16).burn_in, SynthesisConfig(steps=16).step_size) == (12, 1 / 16)
+    assert (SynthesisConfig(steps=10).burn_in, SynthesisConfig(steps=10).step_size) == (7, 0.1)
+    assert (SynthesisConfig(steps=1).burn_in, SynthesisConfig(steps=1).step_size) == (0, 1.0)
+
+
+def test_given_burn_in_and_step_size_are_kept():
+    config = SynthesisConfig(steps=16, burn_in=0, step_size=0.5)
+    assert (config.burn_in, config.step_size) == (0, 0.5)
+
+
+@given(st.integers(1, 500))
+def test_any_number_of_steps_keeps_a_snapshot_by_default(steps):
+    assert 0 <= SynthesisConfig(steps=steps).burn_in < steps
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"count": 0},
+        {"batch_size": 0},
+        {"steps": 0},
+        {"keep_every": 0},
+        {"variability_samples": 0},
+        {"steps": 4, "burn_in": 4},
+        {"burn_in": -1},
+        {"decay": -0.1},
+        {"decay": 1.1},
+        {"decay": NAN},
+        {"step_size": 0.0},
+        {"step_size": 1.5},
+        {"step_size": NAN},
+        {"start_std": -1.0},
+        {"start_std": NAN},
+        {"variability_strength": -0.1},
+        {"variability_strength": 1.1},
+        {"max_seconds": 0.0},
+        {"max_seconds": -1.0},
+        {"schedule": "square"},
+        {"statistics": "layer"},
+        {"variability": "noise"},
+    ],
+    ids=str,
+)
+def test_an_impossible_synthesis_is_refused_by_name(options):
+    with pytest.raises(InputError, match=list(options)[-1]):
+        SynthesisConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 4, "burn_in": 3},
+        {"decay": 0.0},
+        {"decay": 1.0},
+        {"step_size": 1.0},
+        {"start_std": 0.0},
+        {"variability_strength": 0.0},
+        {"variability_strength": 1.0},
+        {"max_seconds": 0.1},
+    ],
+    ids=str,
+)
+def test_the_ends_of_each_interval_are_legal(options):
+    assert SynthesisConfig(**options) is not None
+
+
+def test_a_wrong_choice_lists_the_right_ones():
+    with pytest.raises(InputError, match=r"schedule is 'square'; choose one of cosine, linear, constant\."):
+        SynthesisConfig(schedule="square")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"percentile": 50.0}, "percentile is 50"),
+        ({"percentile": 100.1}, "percentile"),
+        ({"percentile": NAN}, "percentile"),
+        ({"bits": "W9A8"}, "9 bits"),
+        ({"bits": "W8A1"}, "1 bits"),
+        ({"bits": "8"}, "W8A8"),
+        ({"target": "tpu"}, "target"),
+        ({"activation_ranges": "best"}, "minmax, percentile, mse"),
+        ({"weight_ranges": "percentile"}, "weight_ranges"),
+    ],
+)
+def test_an_impossible_quantization_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        QuantizationConfig(**options)
+
+
+@given(st.integers(2, 8), st.integers(2, 8))
+def test_a_scheme_reads_what_it_writes(weight_bits, activation_bits):
+    scheme = Scheme(weight_bits, activation_bits)
+    assert str(scheme) == f"W{weight_bits}A{activation_bits}"
+    assert Scheme.parse(str(scheme).lower()) == scheme
+
+
+def test_weights_come_first_in_a_scheme():
+    scheme = QuantizationConfig(bits="w4a8").scheme
+    assert (scheme.weight_bits, scheme.activation_bits) == (4, 8)
+
+
+@pytest.mark.parametrize("text", ["", "W8", "A8W8", "W8A8x", "int8", "W-8A8", "W8.0A8"])
+def test_what_is_no_scheme_is_refused(text):
+    with pytest.raises(InputError, match="W8A8"):
+        Scheme.parse(text)
+
+
+def test_only_eight_bits_can_be_exported():
+    QuantizationConfig(bits="W8A8").require_exportable()
+    with pytest.raises(UnsupportedError, match="W4A8 can be simulated"):
+        QuantizationConfig(bits="W4A8").require_exportable()
