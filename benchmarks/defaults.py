@@ -25,12 +25,12 @@ from dffg.synthesis import synthesize_set
 SUITE = "defaults"
 NOISE: dict[str, Any] = {"steps": 1}
 CHANGES: dict[str, dict[str, Any]] = {
-    "base": {},
-    "statistics image": {"statistics": "image"},
+    "defaults": {},
     "variability none": {"variability": "none"},
+    "variability random-mask": {"variability": "random-mask"},
     "variability random-scale": {"variability": "random-scale"},
-    "variability input-diversity": {"variability": "input-diversity"},
     "variability variance-tuning": {"variability": "variance-tuning"},
+    "statistics image": {"statistics": "image"},
     "steps 8": {"steps": 8},
     "steps 32": {"steps": 32},
     "decay 0": {"decay": 0.0},

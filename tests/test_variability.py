@@ -12,8 +12,8 @@ def options(strength=0.5, samples=3, width=1.0, seed=0):
     )
 
 
-class Cubic:
-    """loss = sum x^3 / 3, gradient x^2 by autograd; remembers where it was asked."""
+class Quadratic:
+    """loss = sum x^2, gradient 2 x by autograd; remembers where it was asked."""
 
     def __init__(self):
         self.asked, self.views = [], []
@@ -23,12 +23,12 @@ class Cubic:
         images = images.detach().requires_grad_(True)
         seen = images if transform is None else transform(images)
         self.views.append(seen.detach())
-        loss = seen.pow(3).sum() / 3
+        loss = seen.square().sum()
         return float(loss.detach()), torch.autograd.grad(loss, images)[0]
 
 
 def ask(name, images, variance=None, **fields):
-    function = Cubic()
+    function = Quadratic()
     variance = torch.zeros_like(images) if variance is None else variance
     return function, VARIABILITIES[name](function, images, variance, options(**fields))
 
@@ -48,8 +48,10 @@ def test_the_same_generator_gives_the_same_gradient(name, images):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "variance-tuning")])
-def test_another_generator_gives_another_gradient(name, images):
-    assert not torch.equal(ask(name, images, seed=1)[1][1], ask(name, images, seed=2)[1][1])
+def test_every_step_draws_anew(name, images):
+    shared = options()
+    gradients = [VARIABILITIES[name](Quadratic(), images, images, shared)[1] for _ in range(10)]
+    assert any(not torch.equal(gradients[0], other) for other in gradients[1:])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "variance-tuning"])
@@ -61,21 +63,21 @@ def test_only_variance_tuning_touches_the_variance(name, images):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_without_strength_the_gradient_is_as_it_is(name, images):
     function, (loss, gradient, _) = ask(name, images, strength=0.0)
-    assert torch.equal(gradient, images.square())
-    assert loss == pytest.approx(float(images.pow(3).sum() / 3), rel=1e-5)
+    assert torch.equal(gradient, 2 * images)
+    assert loss == pytest.approx(float(images.square().sum()), rel=1e-5)
 
 
 def test_none_is_the_gradient_of_one_pass(images):
     function, (_, gradient, _) = ask("none", images)
-    assert torch.equal(gradient, images.square())
+    assert torch.equal(gradient, 2 * images)
     assert len(function.asked) == 1
 
 
 def test_variance_tuning_adds_the_variance_of_the_last_step(images):
     variance = torch.full_like(images, 100.0)
     _, (loss, gradient, _) = ask("variance-tuning", images, variance)
-    assert torch.equal(gradient, images.square() + 100)
-    assert loss == pytest.approx(float(images.pow(3).sum() / 3), rel=1e-5)
+    assert torch.equal(gradient, 2 * images + 100)
+    assert loss == pytest.approx(float(images.square().sum()), rel=1e-5)
 
 
 def test_variance_tuning_hands_on_the_mean_gradient_of_the_neighborhood_minus_the_gradient(images):
@@ -83,8 +85,8 @@ def test_variance_tuning_hands_on_the_mean_gradient_of_the_neighborhood_minus_th
     center, *neighbors = function.asked
     assert torch.equal(center, images)
     assert len(neighbors) == 4
-    mean = sum(neighbor.square() for neighbor in neighbors) / 4
-    assert torch.allclose(variance, mean - images.square(), atol=1e-5)
+    mean = sum(2 * neighbor for neighbor in neighbors) / 4
+    assert torch.allclose(variance, mean - 2 * images, atol=1e-5)
     assert variance.abs().min() < variance.abs().max()
 
 
@@ -103,7 +105,7 @@ def test_random_mask_hides_the_share_of_its_strength_and_keeps_the_rest(strength
     _, (_, gradient, _) = ask("random-mask", images, strength=strength)
     hidden = gradient == 0
     assert float(hidden.float().mean()) == pytest.approx(strength, abs=0.01)
-    assert torch.equal(gradient[~hidden], images.square()[~hidden])
+    assert torch.equal(gradient[~hidden], 2 * images[~hidden])
 
 
 def test_random_mask_of_full_strength_hides_everything(images):
@@ -111,7 +113,7 @@ def test_random_mask_of_full_strength_hides_everything(images):
 
 
 def test_random_mask_is_another_one_for_every_image_and_step(images):
-    function, same = Cubic(), images[:1].expand(4, -1, -1, -1)
+    function, same = Quadratic(), images[:1].expand(4, -1, -1, -1)
     shared = options()
     masks = [VARIABILITIES["random-mask"](function, same, images, shared)[1] == 0 for _ in range(2)]
     every = torch.cat(masks).flatten(1)
@@ -132,7 +134,7 @@ def test_random_scale_is_uniform_around_one_for_every_pixel():
 
 
 def views(images, count=200, strength=0.5):
-    function, shared = Cubic(), options(strength=strength)
+    function, shared = Quadratic(), options(strength=strength)
     for _ in range(count):
         VARIABILITIES["input-diversity"](function, images, images, shared)
     return function.views
@@ -145,10 +147,10 @@ def test_input_diversity_flips_half_of_the_time_at_half_strength():
 
 
 def test_input_diversity_rolls_up_to_an_eighth_of_height_and_width():
-    """One bright pixel in the middle: half of the views leave its row alone, the others move it by up to two."""
+    """Shrinking and flipping move the one bright pixel by up to one more."""
     dot = torch.zeros(1, 1, 16, 32)
     dot[..., 8, 16] = 1.0
-    found = [divmod(int(view.argmax()), 32) for view in views(dot, count=300)]
+    found = [divmod(int(view.argmax()), 32) for view in views(dot, count=300) if view.any()]
     rows, columns = {row for row, _ in found}, {column for _, column in found}
     assert {7, 8, 9} <= rows <= set(range(6, 11))
     assert {14, 15, 16, 17, 18} <= columns <= set(range(12, 21))
@@ -171,9 +173,9 @@ def test_input_diversity_shrinks_by_up_to_a_tenth_and_pads_with_zeros_all_around
 def test_input_diversity_keeps_the_shape_and_moves_the_gradient_to_where_the_pixels_came_from(images):
     function, (_, gradient, _) = ask("input-diversity", images[..., :6], strength=1.0)
     assert function.views[0].shape == images[..., :6].shape
-    # The view holds every pixel up to once (nearest), so the gradient is the square of those it shows, and else 0.
+    # The view holds every pixel up to once (nearest), so the gradient is twice those it shows, and else 0.
     shown = gradient != 0
-    assert torch.equal(gradient[shown], images[..., :6].square()[shown])
+    assert torch.equal(gradient[shown], 2 * images[..., :6][shown])
     assert int(shown.sum()) == int((function.views[0] != 0).sum())
 
 
@@ -181,4 +183,4 @@ def test_input_diversity_leaves_inputs_without_height_and_width_alone():
     signal = torch.rand(2, 3, 50)
     function, (_, gradient, _) = ask("input-diversity", signal, strength=1.0)
     assert torch.equal(function.views[0], signal)
-    assert torch.equal(gradient, signal.square())
+    assert torch.equal(gradient, 2 * signal)

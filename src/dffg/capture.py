@@ -78,6 +78,7 @@ def capture(
     _check_same_answer(program, module, spec)
     batch_norms = find_batch_norms(module)
     if not batch_norms:
+        _refuse_decomposed(module)
         raise StatisticsError(
             "the network has no BatchNorm, so nothing of its training data can be recovered. If BatchNorm was folded "
             "into the convolutions, start from the unfolded network; otherwise calibrate with real data."
@@ -89,6 +90,13 @@ def capture(
         name=name or type(model).__name__,
         notes=(*notes, *more_notes),
     )
+
+
+def _refuse_decomposed(module: fx.GraphModule) -> None:
+    if any("_native_batch_norm" in str(node.target) for node in module.graph.nodes):
+        raise CaptureError(
+            "the program was decomposed (run_decompositions) before it was saved; save what torch.export.export returns."
+        )
 
 
 def find_batch_norms(module: fx.GraphModule) -> tuple[BatchNorm, ...]:
@@ -115,7 +123,7 @@ def _export(
         return _require_dynamic_batch(model), ()
     notes = ("the model was in train mode: captured in eval mode",) if model.training else ()
     try:
-        quiet = copy.deepcopy(model).eval()
+        quiet = copy.deepcopy(model).cpu().eval()
     except Exception as error:
         raise CaptureError(
             f"the model cannot be copied, which capture needs to leave yours untouched: {error}"
@@ -239,7 +247,11 @@ def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: I
 def _read_batch_norm(module: fx.GraphModule, node: fx.Node) -> BatchNorm:
     _, weight, bias, mean, var, training, _, eps, *_ = node.args
     name = str(mean.target).rpartition(".")[0] if is_stored(mean) else layer_name(node)  # type: ignore[union-attr]
-    if training or mean is None or var is None:
+    if training and mean is not None:
+        raise StatisticsError(
+            f"BatchNorm {name} is in train mode; call model.eval() before torch.export, or give the model itself."
+        )
+    if mean is None or var is None:
         raise StatisticsError(
             f"BatchNorm {name} has no running statistics (track_running_stats=False), so it remembers nothing of the "
             "training data. Use a network trained with running statistics, or calibrate with real data."

@@ -51,7 +51,7 @@ class SynthesisConfig:
     schedule: str = option("cosine", "How the step shrinks along a chain.", SCHEDULES)
     start_std: float = option(0.25, "Standard deviation of the starting noise, as a fraction of the pixel range.")
     statistics: str = option("batch", "Take activation statistics over the batch or per image.", STATISTICS)
-    variability: str = option("random-mask", "How the gradient is varied for diversity.", VARIABILITIES)
+    variability: str = option("input-diversity", "How the gradient is varied for diversity.", VARIABILITIES)
     variability_strength: float = option(0.5, "Strength of the variability, from 0 to 1; its meaning is per method.")
     variability_samples: int = option(2, "Extra gradients per step of variance tuning.")
     seed: int = option(0, "Seed of every random choice.")

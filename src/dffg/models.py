@@ -49,6 +49,8 @@ def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -
         raise InputError(f"{name!r} is not a network dffg knows; give {FORMS}.")
     loader = {"demo": _load_demo, "timm": _load_timm, "torchvision": _load_torchvision}.get(kind)
     loaded = loader(rest, weights is None) if loader else _load_factory(kind, rest)
+    if loader and isinstance(loaded.model, nn.Module):
+        loaded.model.eval()
     if weights is not None:
         assert isinstance(loaded.model, nn.Module)
         load_weights(loaded.model, weights)

@@ -28,7 +28,7 @@ from dffg.output import check_directory, file_hash, staged_directory
 from dffg.quant.simulate import Quantized, simulate
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
-from dffg.synthesis import ProgressCallback, synthesize_set
+from dffg.synthesis import ProgressCallback, snapshots_per_chain, synthesize_set
 
 MODEL_FILE, IMAGES_FILE, REPORT_FILE = "model.onnx", "images.npz", "report.json"
 _HELD_OUT_SEED_OFFSET = 1_000_003
@@ -158,18 +158,18 @@ def _save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
 
 
 def _held_out_images(captured: Captured, config: SynthesisConfig, progress: ProgressCallback | None) -> Tensor:
-    """Images of another seed, never seen in calibration: the end of one chain."""
-    held_out = replace(
-        config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=config.batch_size, burn_in=config.steps - 1
-    )
+    """Images of another seed, never seen in calibration: those kept of one chain."""
+    count = min(config.count, config.batch_size * snapshots_per_chain(config))
+    held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
     return torch.from_numpy(synthesize_set(captured, held_out, progress=progress).inputs)
 
 
 def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
     kernels = count_kernels(written)
     match = match_simulation(quantized, written, held_out)
-    measured = latency_ms({"float": reference, "quantized": written}, held_out[:1].numpy())
-    latency = Latency(**measured, batch=1, threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    measured = latency_ms({"float": reference, "quantized": written}, held_out[:1].numpy(), threads=threads)
+    latency = Latency(**measured, batch=1, threads=threads)
     expected = next(run(reference, [held_out.numpy()]))
     answer = next(run(written, [held_out.numpy()]))
     noise = layer_sqnr_db(quantized, held_out)

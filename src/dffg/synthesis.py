@@ -89,7 +89,7 @@ def synthesize_set(
 
 def chains_needed(config: SynthesisConfig) -> int:
     """Chains until `count` images exist, if time allows."""
-    return math.ceil(config.count / (config.batch_size * _snapshots_per_chain(config)))
+    return math.ceil(config.count / (config.batch_size * snapshots_per_chain(config)))
 
 
 def snapshots(
@@ -127,6 +127,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
         strength=config.variability_strength,
         samples=config.variability_samples,
         pixel_width=width,
+        are_pictures=captured.spec.is_pixels,
         generator=generator,
     )
     vary = VARIABILITIES[config.variability]
@@ -154,7 +155,8 @@ def _is_kept(step: int, config: SynthesisConfig) -> bool:
     return step >= config.burn_in and (step - config.burn_in) % config.keep_every == 0
 
 
-def _snapshots_per_chain(config: SynthesisConfig) -> int:
+def snapshots_per_chain(config: SynthesisConfig) -> int:
+    """Batches that one chain contributes."""
     return sum(_is_kept(step, config) for step in range(config.steps))
 
 

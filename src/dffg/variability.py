@@ -29,12 +29,16 @@ class GradientAt(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class VariabilityOptions:
-    """strength: 0 to 1, per method; samples: extra gradients of variance tuning; pixel_width: (channels, ...) width of
-    the bounds in input units; generator: all randomness."""
+    """What the methods may use.
+
+    strength: 0 to 1, per method; samples: extra gradients of variance tuning; pixel_width: (channels, ...) width of the
+    bounds in input units; are_pictures: whether moving and mirroring makes sense; generator: all randomness.
+    """
 
     strength: float
     samples: int
     pixel_width: Tensor
+    are_pictures: bool
     generator: torch.Generator
 
 
@@ -96,14 +100,15 @@ def input_diversity(
     """Take the gradient through a random view of the images: flipped, rolled, shrunk and padded.
 
     With probability `strength` each. Source: DI-FGSM (Xie et al., CVPR 2019) for shrink and pad; DeepInversion (Yin et
-    al., CVPR 2020) for flip and roll. Only the last two axes are moved, and only where inputs have them.
+    al., CVPR 2020) for flip and roll. Only pictures are moved: a mirrored spectrogram is another sound. For other
+    inputs this is `none`.
     """
     loss, gradient = gradient_at(images, _random_view(images, options))
     return loss, gradient, variance
 
 
 def _random_view(images: Tensor, options: VariabilityOptions) -> Transform:
-    if images.dim() != 4:
+    if not options.are_pictures:
         return lambda batch: batch
     height, width = images.shape[-2:]
     flip, roll, shrink = (_uniform((3,), options) < options.strength).tolist()

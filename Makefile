@@ -1,0 +1,33 @@
+# Everything runs in .venv, which `make setup` makes. PYTHON is the interpreter to make it with (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check benchmarks clean
+.DEFAULT_GOAL := help
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+setup: .venv/done ## make .venv with what demo, tests and benchmarks need
+
+.venv/done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup ## quantize EfficientNet-Lite0 (ImageNet) without data
+	$(BIN)/dffg quantize demo:efficientnet_lite0 --out demo-output --force
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -q
+
+check: setup ## lint, types, import directions, tables rendered from stored results
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks render --check
+
+clean: ## remove what setup and demo made
+	rm -rf .venv demo-output

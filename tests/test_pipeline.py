@@ -1,0 +1,178 @@
+"""The whole road on a network trained in the test: real images, real training, the real runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import statistics
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from dffg.capture import capture
+from dffg.cli import VERIFICATION_FAILED, _console, _show_result
+from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.errors import OutputError, UnsupportedError
+from dffg.evaluation.data import load_data
+from dffg.evaluation.metrics import compare
+from dffg.images import SyntheticSet
+from dffg.output import file_hash
+from dffg.pipeline import evaluate, quantize
+from dffg.quant.simulate import simulate
+from dffg.report.result import Result
+from dffg.synthesis import synthesize_set
+from tests.digits import SPEC, Digits, train_digits
+
+QUICK = SynthesisConfig(count=32, batch_size=16, steps=8, seed=1)
+# Points of top-1 at W4A4 by which synthetic images must beat N(0,1) noise; measured: about 9, and about 0 against
+# uniform noise within the bounds, which this easy network is content with.
+MARGIN_OVER_NOISE = 4.0
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return train_digits()
+
+
+@pytest.fixture(scope="module")
+def labelled(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, features=digits.images, labels=digits.labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Digits, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    out = tmp_path_factory.mktemp("run") / "out"
+    evaluation = load_data(labelled, SPEC, labelled=True)
+    return quantize(digits.model, out, spec=SPEC, synthesis=QUICK, evaluation=evaluation)
+
+
+def test_the_file_is_verified_and_all_integer(finished: Result) -> None:
+    assert finished.verified
+    assert finished.kernels.float == 0
+    assert finished.kernels.integer == 5
+    assert finished.float_operations == ()
+
+
+def test_accuracy_is_kept(finished: Result, digits: Digits) -> None:
+    assert finished.accuracy is not None
+    assert finished.accuracy.count == len(digits.labels)
+    assert finished.accuracy.float_top1 > 90
+    assert abs(finished.accuracy.drop_points) < 1.5
+    assert finished.accuracy.kl_to_float < 0.01
+
+
+def test_accuracy_in_the_report_is_that_of_the_written_file(finished: Result, labelled: Path) -> None:
+    assert finished.accuracy is not None
+    score = evaluate(Path(finished.path) / "model.onnx", load_data(labelled, SPEC, labelled=True))
+    assert score.top1 == pytest.approx(finished.accuracy.quantized_top1)
+
+
+def test_three_files_are_written_and_the_report_holds_their_hashes(finished: Result) -> None:
+    out = Path(finished.path)
+    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "report.json"]
+    report = json.loads((out / "report.json").read_text())
+    assert report["files"] == {name: file_hash(out / name) for name in ("images.npz", "model.onnx")}
+    assert report["images"] == {"source": "synthetic images", "count": 32, "chains": 1, "steps": 8, "passes": 8}
+    assert report["input"]["bounds"] == [0.0, 16.0]
+
+
+def test_the_saved_images_are_the_ones_that_calibrated(finished: Result, digits: Digits) -> None:
+    saved = SyntheticSet.load(Path(finished.path) / "images.npz")
+    again = synthesize_set(capture(digits.model, spec=SPEC), QUICK)
+    np.testing.assert_array_equal(saved.inputs, again.inputs)
+    assert saved.config == QUICK
+
+
+def test_the_same_seed_writes_the_same_network(finished: Result, digits: Digits, tmp_path: Path) -> None:
+    again = quantize(digits.model, tmp_path / "again", spec=SPEC, synthesis=QUICK)
+    assert again.files == finished.files
+    other = quantize(digits.model, tmp_path / "other", spec=SPEC, synthesis=dataclasses.replace(QUICK, seed=2))
+    assert other.files["images.npz"] != finished.files["images.npz"]
+
+
+def test_no_socket_is_opened(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert quantize(digits.model, tmp_path / "out", spec=SPEC, synthesis=QUICK).verified
+
+
+def test_synthetic_images_beat_noise_at_four_bits(digits: Digits) -> None:
+    captured = capture(digits.model, spec=SPEC)
+    inputs = torch.from_numpy(digits.images)
+    with torch.no_grad():
+        expected = digits.model(inputs).numpy()
+
+    def drop(images: torch.Tensor) -> float:
+        quantized = simulate(captured, [images], QuantizationConfig(bits="W4A4"))
+        with torch.no_grad():
+            answer = quantized.module(inputs).numpy()
+        return compare(expected, answer, digits.labels).drop_points
+
+    synthetic, noise = [], []
+    for seed in range(3):
+        made = synthesize_set(captured, SynthesisConfig(seed=seed, batch_size=32))
+        synthetic.append(drop(torch.from_numpy(made.inputs)))
+        noise.append(drop(torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(seed))))
+    assert statistics.mean(noise) - statistics.mean(synthetic) > MARGIN_OVER_NOISE
+
+
+def test_real_data_takes_the_place_of_synthesis(digits: Digits, labelled: Path, tmp_path: Path) -> None:
+    real = load_data(labelled, SPEC, labelled=False)
+    result = quantize(digits.model, tmp_path / "out", spec=SPEC, synthesis=QUICK, calibration=real)
+    assert result.images.source == "real images"
+    assert result.synthesis is None
+    with np.load(tmp_path / "out" / "images.npz") as saved:
+        np.testing.assert_array_equal(saved["features"], digits.images[:32])
+
+
+def test_a_scheme_that_cannot_be_exported_is_refused_before_any_work(digits: Digits, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="W4A4 can be simulated"):
+        quantize(digits.model, tmp_path / "out", spec=SPEC, quantization=QuantizationConfig(bits="W4A4"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_directory_is_refused_and_force_replaces_only_the_result(
+    finished: Result, digits: Digits, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="--force"):
+        quantize(digits.model, out, spec=SPEC, synthesis=QUICK)
+    quantize(digits.model, out, spec=SPEC, synthesis=QUICK, force=True)
+    assert (out / "mine.txt").read_text() == "keep me"
+    assert file_hash(out / "model.onnx") == finished.files["model.onnx"]
+
+
+def test_a_failure_in_the_middle_leaves_nothing(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx.checker, "check_model", fail)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(digits.model, tmp_path / "out", spec=SPEC, synthesis=QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_verification_is_said_and_has_its_own_exit_code(
+    finished: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = dataclasses.replace(
+        finished,
+        simulation_match=dataclasses.replace(finished.simulation_match, equal_share=0.9),
+        problems=("the runtime disagrees with the simulation",),
+    )
+    assert _show_result(bad, _console(False, False), quiet=True, as_json=False) == VERIFICATION_FAILED
+    assert "verification failed: the runtime disagrees" in capsys.readouterr().err
+    assert _show_result(finished, _console(True, False), quiet=True, as_json=False) == 0
