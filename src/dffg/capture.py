@@ -95,7 +95,7 @@ def capture(
 def _refuse_decomposed(module: fx.GraphModule) -> None:
     if any("_native_batch_norm" in str(node.target) for node in module.graph.nodes):
         raise CaptureError(
-            "the program was decomposed (run_decompositions) before it was saved; save what torch.export.export returns."
+            "the program was decomposed (run_decompositions) before it was saved; save what torch.export.export gives."
         )
 
 
