@@ -176,7 +176,7 @@ def test_a_model_that_cannot_be_copied_says_so():
         def __deepcopy__(self, memo):
             raise RuntimeError("only one of me")
 
-    with pytest.raises(CaptureError, match="cannot be copied.*only one of me"):
+    with pytest.raises(CaptureError, match=r"cannot be copied.*only one of me"):
         capture(Single(), spec=SPEC)
 
 
@@ -196,7 +196,7 @@ def test_a_network_of_two_inputs_is_not_supported_yet():
         def forward(self, x, y):
             return x + y
 
-    with pytest.raises(CaptureError, match="does not take one tensor.*several inputs"):
+    with pytest.raises(CaptureError, match=r"does not take one tensor.*several inputs"):
         capture(Two(), spec=SPEC)
 
 
@@ -213,6 +213,18 @@ def test_a_program_of_two_inputs_is_not_supported_yet():
 def test_a_fixed_batch_is_refused_with_the_way_out():
     with pytest.raises(CaptureError, match=r"fixed batch of 2; export it with\s+dynamic_shapes"):
         capture(export(small_conv(), dynamic=False), spec=SPEC)
+
+
+def test_a_program_exported_in_train_mode_is_refused_with_the_way_out():
+    model = randomize(small_conv()).train()
+    program = torch.export.export(model, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: Dim.DYNAMIC},))
+    with pytest.raises(StatisticsError, match=r"BatchNorm 1 is in train mode; call model\.eval\(\)"):
+        capture(program, spec=SPEC)
+
+
+def test_a_decomposed_program_is_refused_with_the_reason():
+    with pytest.raises(CaptureError, match=r"was decomposed \(run_decompositions\)"):
+        capture(export(small_conv()).run_decompositions(), spec=SPEC)
 
 
 def test_several_outputs_are_not_supported_yet():

@@ -82,7 +82,9 @@ def test_negative_zero_and_missing_affine_parts_fold():
 
 
 def test_a_depthwise_and_a_grouped_convolution_fold():
-    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1, groups=2), nn.BatchNorm2d(6))
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1, groups=2), nn.BatchNorm2d(6)
+    )
     x = inputs((4, 8, 8))
     made = capture(randomize(model), spec=ImageSpec(shape=(4, 8, 8)))
     assert torch.allclose(fold_batch_norms(made)(x), model(x), rtol=1e-4, atol=1e-5)

@@ -31,7 +31,10 @@ def make_set(spec=IMAGENET, count=3, seed=0):
         inputs=inputs,
         spec=spec,
         config=SynthesisConfig(count=count, seed=7, decay=0.25),
-        snapshots=(SnapshotRecord(chain=0, step=12, loss=0.5, count=2), SnapshotRecord(chain=1, step=3, loss=1, count=1)),
+        snapshots=(
+            SnapshotRecord(chain=0, step=12, loss=0.5, count=2),
+            SnapshotRecord(chain=1, step=3, loss=1, count=1),
+        ),
     )
 
 
@@ -168,7 +171,8 @@ def test_a_folder_of_pictures_holds_the_pixels(tmp_path, channels):
     files = sorted((tmp_path / "folder" / "pictures").iterdir())
     assert [file.name for file in files] == ["00000.png", "00001.png", "00002.png"]
     for file, inputs in zip(files, made.inputs):
-        picture = np.asarray(Image.open(file)).reshape(4, 6, channels)
+        with Image.open(file) as opened:
+            picture = np.asarray(opened).reshape(4, 6, channels)
         assert (picture == np.rint(inputs * 255).transpose(1, 2, 0)).all()
 
 
@@ -211,7 +215,9 @@ def _not_ours(made, path):
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize(
-    "damage", [_truncated, _without_metadata, _not_ours, lambda made, path: None], ids=["cut", "bare", "other", "absent"]
+    "damage",
+    [_truncated, _without_metadata, _not_ours, lambda made, path: None],
+    ids=["cut", "bare", "other", "absent"],
 )
 def test_a_file_that_is_no_set_is_named(tmp_path, suffix, damage):
     path = tmp_path / f"set{suffix}"

@@ -111,7 +111,7 @@ def test_unknown_name_suggests_near_ones(name, hint):
 
 @pytest.mark.parametrize("source", ["timm", "torchvision", "demo"])
 def test_name_like_nothing_gets_no_suggestion(source):
-    with pytest.raises(InputError, match="has no network 'qqqqqqqqqqqqqqqqq'\\.$"):
+    with pytest.raises(InputError, match=r"has no network 'qqqqqqqqqqqqqqqqq'\.$"):
         load_model(f"{source}:qqqqqqqqqqqqqqqqq")
 
 
@@ -471,7 +471,7 @@ def test_archive_with_a_compiled_library_is_refused(tmp_path, archive):
 def test_trust_lets_pickles_run(tmp_path, archive):
     executed = tmp_path / "executed"
     path = write_archive(tmp_path / "network.pt2", MALICIOUS["sample-inputs"](archive, executed))
-    with pytest.raises(InputError, match="not a readable torch.export archive"):
+    with pytest.raises(InputError, match=r"not a readable torch\.export archive"):
         load_model(str(path), trust=True)
     # This is what the refusal is for; if it stops being so, the tests above show nothing.
     assert executed.exists()
@@ -521,8 +521,8 @@ def test_file_that_is_no_archive_is_refused(tmp_path, trust):
     with pytest.raises(InputError, match="there is no file"):
         load_model(str(path), trust=trust)
     path.write_bytes(np.arange(100, dtype=np.uint8).tobytes())
-    with pytest.raises(InputError, match="is not a readable torch.export archive"):
+    with pytest.raises(InputError, match=r"is not a readable torch\.export archive"):
         load_model(str(path), trust=trust)
     write_archive(path, {"readme.txt": "not a program"})
-    with pytest.raises(InputError, match="is not a readable torch.export archive"):
+    with pytest.raises(InputError, match=r"is not a readable torch\.export archive"):
         load_model(str(path), trust=trust)

@@ -21,6 +21,19 @@ def fill(staging: Path) -> None:
         (staging / name).write_text(f"new {name}")
 
 
+def fail_in_directory(out: Path, error: type[BaseException]) -> None:
+    with staged_directory(out, commit_mark=MARK) as staging:
+        fill(staging)
+        (staging / "deeper").mkdir()
+        raise error
+
+
+def fail_in_file(out: Path, error: type[BaseException]) -> None:
+    with staged_file(out) as staging:
+        staging.write_text("half")
+        raise error
+
+
 @pytest.fixture
 def earlier(tmp_path):
     """A directory with an earlier result and a file of somebody else."""
@@ -60,25 +73,22 @@ def test_staged_directory_takes_the_place_of_an_empty_one(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_nothing_is_left_of_a_new_directory_after_an_error(tmp_path, error):
-    with pytest.raises(error), staged_directory(tmp_path / "out", commit_mark=MARK) as staging:
-        fill(staging)
-        (staging / "deeper").mkdir()
-        raise error
+    with pytest.raises(error):
+        fail_in_directory(tmp_path / "out", error)
     assert tree(tmp_path) == {}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_earlier_result_is_untouched_after_an_error(tmp_path, earlier, error):
     before = tree(tmp_path)
-    with pytest.raises(error), staged_directory(earlier, commit_mark=MARK) as staging:
-        fill(staging)
-        raise error
+    with pytest.raises(error):
+        fail_in_directory(earlier, error)
     assert tree(tmp_path) == before
 
 
 def test_nothing_is_left_of_parents_made_for_a_result_that_failed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), staged_directory(tmp_path / "a" / "b" / "out", commit_mark=MARK):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail_in_directory(tmp_path / "a" / "b" / "out", KeyboardInterrupt)
     assert tree(tmp_path) == {}
 
 
@@ -142,9 +152,8 @@ def test_staged_file_appears_whole_and_keeps_its_ending(tmp_path):
 def test_an_earlier_file_is_untouched_after_an_error(tmp_path, error):
     out = tmp_path / "images.npz"
     out.write_text("old")
-    with pytest.raises(error), staged_file(out) as staging:
-        staging.write_text("half")
-        raise error
+    with pytest.raises(error):
+        fail_in_file(out, error)
     assert tree(tmp_path) == {"images.npz": "old"}
 
 
@@ -165,7 +174,7 @@ def test_directory_that_is_a_file_is_refused(tmp_path):
 
 def test_directory_that_is_not_empty_is_refused_without_force(earlier):
     before = tree(earlier)
-    with pytest.raises(OutputError, match="is not empty.*--force"):
+    with pytest.raises(OutputError, match=r"is not empty.*--force"):
         check_directory(earlier)
     check_directory(earlier, force=True)
     assert tree(earlier) == before
@@ -174,7 +183,7 @@ def test_directory_that_is_not_empty_is_refused_without_force(earlier):
 def test_file_that_exists_is_refused_without_force(tmp_path):
     path = tmp_path / "images.npz"
     path.write_text("old")
-    with pytest.raises(OutputError, match="exists.*--force"):
+    with pytest.raises(OutputError, match=r"exists.*--force"):
         check_file(path)
     check_file(path, force=True)
     assert path.read_text() == "old"
@@ -189,7 +198,7 @@ def test_file_that_is_a_directory_is_refused(tmp_path):
 @pytest.mark.parametrize("below", ["out", "a/out"])
 def test_a_place_below_a_file_is_refused(tmp_path, check, below):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="is a file, so .* cannot be made"):
+    with pytest.raises(OutputError, match=r"is a file, so .* cannot be made"):
         check(tmp_path / "file" / below)
 
 

@@ -41,7 +41,7 @@ def test_the_sign_is_of_the_velocity_not_of_the_gradient():
 
 
 def test_gradients_are_accumulated_before_the_sign_is_taken():
-    """Three steps: a large pull up, then two small ones down. Summed signs would have turned around, the sum has not."""
+    """A large pull up, then two small ones down: a sum of signs would have turned around, the sum has not."""
     images, velocity = column(0.0, 0.0), column(0.0, 0.0)
     for gradient in (column(-1.0, 0.1), column(0.1, -1.0), column(0.1, -1.0)):
         images, velocity = momentum_sign_step(images, gradient, velocity, step_size=1.0, decay=1.0, bounds=WIDE)
@@ -86,9 +86,7 @@ def test_an_all_zero_gradient_leaves_the_velocity_to_decay_and_makes_no_nan():
 
 
 def test_no_gradient_and_no_velocity_move_nothing():
-    images, velocity = momentum_sign_step(
-        column(0.3), column(0.0), column(0.0), step_size=0.1, decay=0.9, bounds=WIDE
-    )
+    images, velocity = momentum_sign_step(column(0.3), column(0.0), column(0.0), step_size=0.1, decay=0.9, bounds=WIDE)
     assert (float(images), float(velocity)) == (pytest.approx(0.3), 0.0)
 
 
@@ -105,7 +103,12 @@ def test_images_are_clipped_to_the_bounds_of_each_channel():
 def test_the_step_size_may_differ_by_channel():
     step_size = torch.tensor([0.25, 0.5]).reshape(2, 1, 1)
     images, _ = momentum_sign_step(
-        torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), step_size=step_size, decay=0.0, bounds=WIDE
+        torch.zeros(1, 2, 1, 1),
+        torch.ones(1, 2, 1, 1),
+        torch.zeros(1, 2, 1, 1),
+        step_size=step_size,
+        decay=0.0,
+        bounds=WIDE,
     )
     assert images.flatten().tolist() == [-0.25, -0.5]
 

@@ -5,10 +5,13 @@ from dffg.config import VARIABILITIES as NAMES
 from dffg.variability import VARIABILITIES, VariabilityOptions
 
 
-def options(strength=0.5, samples=3, width=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def options(strength=0.5, samples=3, width=1.0, are_pictures=True, seed=0):
     return VariabilityOptions(
-        strength=strength, samples=samples, pixel_width=torch.as_tensor(width), generator=generator
+        strength=strength,
+        samples=samples,
+        pixel_width=torch.as_tensor(width),
+        are_pictures=are_pictures,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
@@ -62,7 +65,7 @@ def test_only_variance_tuning_touches_the_variance(name, images):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_without_strength_the_gradient_is_as_it_is(name, images):
-    function, (loss, gradient, _) = ask(name, images, strength=0.0)
+    _, (loss, gradient, _) = ask(name, images, strength=0.0)
     assert torch.equal(gradient, 2 * images)
     assert loss == pytest.approx(float(images.square().sum()), rel=1e-5)
 
@@ -179,8 +182,9 @@ def test_input_diversity_keeps_the_shape_and_moves_the_gradient_to_where_the_pix
     assert int(shown.sum()) == int((function.views[0] != 0).sum())
 
 
-def test_input_diversity_leaves_inputs_without_height_and_width_alone():
-    signal = torch.rand(2, 3, 50)
-    function, (_, gradient, _) = ask("input-diversity", signal, strength=1.0)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 50)])
+def test_input_diversity_leaves_what_is_no_picture_alone(shape):
+    signal = torch.rand(shape)
+    function, (_, gradient, _) = ask("input-diversity", signal, strength=1.0, are_pictures=False)
     assert torch.equal(function.views[0], signal)
     assert torch.equal(gradient, 2 * signal)

@@ -32,6 +32,7 @@ from dffg.synthesis import ProgressCallback, snapshots_per_chain, synthesize_set
 
 MODEL_FILE, IMAGES_FILE, REPORT_FILE = "model.onnx", "images.npz", "report.json"
 _HELD_OUT_SEED_OFFSET = 1_000_003
+_VERIFIED_BATCH = 16
 
 StageCallback = Callable[[str], None]
 
@@ -170,8 +171,8 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
     threads = torch.get_num_threads()
     measured = latency_ms({"float": reference, "quantized": written}, held_out[:1].numpy(), threads=threads)
     latency = Latency(**measured, batch=1, threads=threads)
-    expected = next(run(reference, [held_out.numpy()]))
-    answer = next(run(written, [held_out.numpy()]))
+    batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
+    expected, answer = (np.concatenate(list(run(path, batches))) for path in (reference, written))
     noise = layer_sqnr_db(quantized, held_out)
     scheme = quantized.scheme
     return {

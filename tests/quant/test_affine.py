@@ -72,6 +72,15 @@ def test_the_zero_point_is_added_after_rounding_and_taken_off_before_scaling():
     assert dequantize(levels, qparams).tolist() == [-1.5, 0.0, 0.5, 6.0, 6.0]
 
 
+def test_neither_values_nor_levels_are_changed():
+    qparams = QParams(scale=torch.tensor(1.0), zero_point=torch.tensor(1, dtype=torch.uint8), quant_min=0, quant_max=15)
+    x = torch.tensor([0.4, 2.6])
+    quantize(x, qparams)
+    dequantize(x, qparams)
+    assert x.tolist() == pytest.approx([0.4, 2.6])
+    assert (float(qparams.scale), int(qparams.zero_point)) == (1.0, 1)
+
+
 def test_activation_parameters_by_hand():
     qparams = activation_qparams(-1.0, 3.0, 8)
     assert float(qparams.scale) == pytest.approx(4 / 255)
@@ -156,7 +165,7 @@ def test_scales_are_widened_only_where_the_bias_would_not_fit():
     assert wide.tolist() == pytest.approx([0.5, 3 / (0.25 * 2**30), 0.0])
 
 
-@given(st.floats(-1e3, 1e3, width=32), st.floats(1e-6, 1e3, width=32), st.floats(0, 10, width=32))
+@given(st.floats(-1e3, 1e3, width=32), st.floats(2**-20, 1e3, width=32), st.floats(0, 10, width=32))
 @fast
 def test_a_bias_survives_any_weights(bias, input_scale, weight_scale):
     bias, input_scale = torch.tensor([bias]), torch.tensor(input_scale)

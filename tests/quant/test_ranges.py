@@ -102,7 +102,7 @@ def test_minmax_is_everything_that_was_seen():
     assert minmax_range(histogram_of(*stream), 8, CONFIG) == (float(data.min()), float(data.max()))
 
 
-@pytest.mark.parametrize("percentile", [60.0, 99.0, 99.9, 100.0])
+@pytest.mark.parametrize("percentile", [61.37, 98.63, 99.87, 100.0])
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_percentile_is_numpys_within_a_bin(stream, percentile):
     histogram, data = histogram_of(*stream), torch.cat(stream).numpy()
@@ -124,7 +124,13 @@ def grid_error(data, low, high, bits):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(
     "data",
-    [randn(4000), randn(4000).relu(), randn(4000) ** 3, torch.rand(4000) - 0.2, torch.cat([randn(4000), 50 + randn(5)])],
+    [
+        randn(4000),
+        randn(4000).relu(),
+        randn(4000) ** 3,
+        torch.rand(4000) - 0.2,
+        torch.cat([randn(4000), 50 + randn(5)]),
+    ],
     ids=["normal", "relu", "heavy", "uniform", "outliers"],
 )
 def test_mse_range_is_the_best_of_a_brute_force_search(data, bits):
@@ -168,8 +174,8 @@ def test_mse_weight_scale_is_the_best_of_a_brute_force_search_for_every_channel(
     scales = mse_weight_scale(weight, bits).double().numpy()
     widest = minmax_weight_scale(weight, bits).double().numpy()
     for row, scale, top in zip(weight.double().flatten(1).numpy(), scales, widest):
-        best = min(weight_error(row, top * s, bits) for s in np.linspace(0.2, 1, 400))
-        assert weight_error(row, scale, bits) <= 1.1 * best
+        best = min(weight_error(row, top * s, bits) for s in np.linspace(0.2, 1, 100))
+        assert weight_error(row, scale, bits) <= 1.001 * best
         assert weight_error(row, scale, bits) <= weight_error(row, top, bits) * 1.0001
         assert 0.199 * top <= scale <= 1.001 * top
 

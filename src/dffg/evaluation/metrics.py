@@ -81,7 +81,11 @@ def kl_divergence(reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
 def sqnr_db(reference: Outputs, outputs: Outputs) -> float:
     """Signal to quantization noise ratio: 10 log10(sum reference^2 / sum (reference - outputs)^2)."""
     signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(reference.astype(np.float64) - outputs).sum())
+    return power_ratio_db(signal, float(np.square(reference.astype(np.float64) - outputs).sum()))
+
+
+def power_ratio_db(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); infinite where there is no noise, minus infinite where there is only noise."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

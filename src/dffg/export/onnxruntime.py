@@ -81,17 +81,20 @@ def run(path: Path, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[
         yield opened.run(None, {name: batch})[0]
 
 
-def run_with_intermediates(
-    path: Path, batch: NDArray[np.float32], names: Iterable[str]
-) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
-    """The output for one batch together with the named values inside."""
-    model = onnx.load(path)
-    names = list(names)
-    types = {info.name: info for info in model.graph.value_info}
-    model.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in names)
-    opened = session(model.SerializeToString())
-    output, *values = opened.run(None, {opened.get_inputs()[0].name: batch})
-    return output, dict(zip(names, values, strict=True))
+class IntermediateRunner:
+    """Runs a file and shows named values inside it."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        model = onnx.load(path)
+        types = {info.name: info for info in model.graph.value_info}
+        model.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+        self._session = session(model.SerializeToString())
+        self._names = names
+
+    def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+        """The output for one batch, and the named values."""
+        output, *values = self._session.run(None, {self._session.get_inputs()[0].name: batch})
+        return output, dict(zip(self._names, values, strict=True))
 
 
 def latency_ms(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from dffg.evaluation.metrics import agreement, sqnr_db
+from dffg.evaluation.metrics import agreement, power_ratio_db
 from dffg.export.onnx import quantized_value_name
-from dffg.export.onnxruntime import run_with_intermediates
+from dffg.export.onnxruntime import IntermediateRunner
 from dffg.graph import Tap
 from dffg.quant.simulate import Quantized
 
 REQUIRED_EQUAL_SHARE = 0.999
 REQUIRED_STEPS = 1
+_BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +46,23 @@ class SimulationMatch:
 
 def match_simulation(quantized: Quantized, path: Path, images: Tensor) -> SimulationMatch:
     """Run file and simulation on the same images, end to end and layer by layer."""
-    names = [quantized_value_name(tensor.name) for tensor in quantized.tensors]
-    output, values = run_with_intermediates(path, images.numpy(), names)
-    steps = _steps_apart(quantized, images, values)
-    with torch.no_grad():
-        simulated = quantized.module(images).numpy()
-    worst = min(steps, key=lambda name: float((steps[name] == 0).mean()))
+    runner = IntermediateRunner(path, [quantized_value_name(tensor.name) for tensor in quantized.tensors])
+    equal, total, apart = Counter[str](), Counter[str](), 0
+    outputs, simulated = [], []
+    for batch in torch.split(images, _BATCH):
+        output, values = runner.run(batch.numpy())
+        for name, steps in _steps_apart(quantized, batch, values).items():
+            equal[name] += int((steps == 0).sum())
+            total[name] += steps.size
+            apart = max(apart, int(steps.max()))
+        outputs.append(output)
+        with torch.no_grad():
+            simulated.append(quantized.module(batch).numpy())
+    worst = min(total, key=lambda name: equal[name] / total[name])
     return SimulationMatch(
-        top1=agreement(simulated, output),
-        equal_share=float((steps[worst] == 0).mean()),
-        max_abs_difference_in_steps=max(int(difference.max()) for difference in steps.values()),
+        top1=agreement(np.concatenate(simulated), np.concatenate(outputs)),
+        equal_share=equal[worst] / total[worst],
+        max_abs_difference_in_steps=apart,
         worst_tensor=worst,
         count=len(images),
     )
@@ -68,7 +77,7 @@ def _steps_apart(quantized: Quantized, images: Tensor, values: dict[str, NDArray
         if name not in tensor_of:
             return result
         levels = values[quantized_value_name(tensor_of[name])]
-        steps[tensor_of[name]] = np.abs(result.numpy().astype(np.int32) - levels.astype(np.int32))
+        steps[tensor_of[name]] = np.abs(result.numpy().astype(np.int16) - levels.astype(np.int16))
         return torch.from_numpy(levels)
 
     with torch.no_grad():
@@ -82,22 +91,23 @@ def layer_sqnr_db(quantized: Quantized, images: Tensor) -> dict[str, float]:
     Noise adds up along the network: this says where it comes from, not what one layer alone would cost. By layer name.
     """
     value_of = {tensor.name: tensor.value for tensor in quantized.tensors}
-    reference = _results(quantized.float_module, images, {layer.result for layer in quantized.layers})
-    simulated = _results(
-        quantized.module, images, {value_of.get(layer.result, layer.result) for layer in quantized.layers}
-    )
-    return {
-        layer.name: sqnr_db(reference[layer.result], simulated[value_of.get(layer.result, layer.result)])
-        for layer in quantized.layers
-    }
+    carriers = {layer.name: (layer.result, value_of.get(layer.result, layer.result)) for layer in quantized.layers}
+    signal, noise = dict.fromkeys(carriers, 0.0), dict.fromkeys(carriers, 0.0)
+    for batch in torch.split(images, _BATCH):
+        reference = _results(quantized.float_module, batch, {before for before, _ in carriers.values()})
+        simulated = _results(quantized.module, batch, {after for _, after in carriers.values()})
+        for name, (before, after) in carriers.items():
+            signal[name] += float(reference[before].square().sum(dtype=torch.float64))
+            noise[name] += float((reference[before] - simulated[after]).square().sum(dtype=torch.float64))
+    return {name: power_ratio_db(signal[name], noise[name]) for name in carriers}
 
 
-def _results(module: fx.GraphModule, images: Tensor, names: set[str]) -> dict[str, NDArray[Any]]:
-    results: dict[str, NDArray[Any]] = {}
+def _results(module: fx.GraphModule, images: Tensor, names: set[str]) -> dict[str, Tensor]:
+    results: dict[str, Tensor] = {}
 
     def visit(name: str, result: Any) -> Any:
         if name in names:
-            results[name] = result.numpy()
+            results[name] = result
         return result
 
     with torch.no_grad():

@@ -1,0 +1,679 @@
+"""The command line from outside: what it prints, what it exits with and what it leaves on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from dffg.cli import main
+from dffg.export.verification import SimulationMatch
+from dffg.images import ImageSpec, SyntheticSet
+
+NETWORKS = """
+import torch
+from torch import nn
+from tests.networks import randomize, small_conv
+
+
+def tiny():
+    return randomize(small_conv(classes=4))
+
+
+def features():
+    return randomize(small_conv(channels=1, classes=4))
+
+
+def no_norm():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+
+def no_statistics():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+
+
+def nan_mean():
+    model = tiny()
+    model[4].running_mean[3] = float("nan")
+    return model
+
+
+def nan_variance():
+    model = tiny()
+    model[4].running_var[3] = float("nan")
+    return model
+
+
+def negative_variance():
+    model = tiny()
+    model[4].running_var[3] = -1.0
+    return model
+
+
+def infinite_mean():
+    model = tiny()
+    model[4].running_mean[3] = float("inf")
+    return model
+
+
+class DataDependent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = tiny()
+
+    def forward(self, x):
+        return self.layers(x) if x.sum() > 1 else self.layers(-x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = tiny()
+
+    def forward(self, left, right):
+        return self.layers(left + right)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = tiny()
+
+    def forward(self, x):
+        return self.layers(x), x
+"""
+MODULE = "dffg_cli_networks"
+TINY = (f"{MODULE}:tiny", "--input", "3x16x16")
+QUICK = ("--images", "8", "--steps", "4")
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: object) -> Ended:
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    command = ["dffg", *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return Ended(ended.value.code, out.getvalue(), err.getvalue())
+
+
+def python(code: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A current directory with the networks of the user."""
+    folder = tmp_path_factory.mktemp("here")
+    (folder / f"{MODULE}.py").write_text(NETWORKS)
+    with contextlib.chdir(folder):
+        yield folder
+    sys.modules.pop(MODULE, None)
+
+
+@pytest.fixture(scope="module")
+def labelled(here):
+    """Labelled pictures as an .npz."""
+    generator = np.random.default_rng(0)
+    path = here / "data.npz"
+    np.savez(path, images=generator.integers(0, 256, (40, 3, 16, 16), dtype=np.uint8), labels=np.arange(40) % 4)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(here):
+    """One whole run with the defaults of the command line, and where it wrote."""
+    return run("quantize", *TINY, "--out", here / "result", *QUICK), here / "result"
+
+
+# A whole run
+
+
+def test_quantize_writes_network_images_and_report(finished):
+    ended, out = finished
+    assert ended.code == 0, ended.err
+    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "report.json"]
+    report = json.loads((out / "report.json").read_text())
+    for name in ("model.onnx", "images.npz"):
+        assert report["files"][name] == hashlib.sha256((out / name).read_bytes()).hexdigest()
+    assert report["size_bytes"]["quantized"] == (out / "model.onnx").stat().st_size
+
+
+def test_report_of_a_run_holds_what_was_asked_for(finished):
+    report = json.loads((finished[1] / "report.json").read_text())
+    assert report["schema_version"] == 1
+    assert report["model"] == f"{MODULE}:tiny"
+    assert report["scheme"] == "W8A8"
+    assert report["seed"] == 0
+    assert report["input"]["shape"] == [3, 16, 16]
+    assert report["images"] == {"source": "synthetic images", "count": 8, "chains": 1, "steps": 4, "passes": 4}
+    assert report["synthesis"]["steps"] == 4
+    assert report["accuracy"] is None
+    assert report["kernels"]["integer"] == len(report["layers"]) == 3
+    assert report["kernels"]["float"] == 0
+    assert report["simulation_match"]["max_abs_difference_in_steps"] <= 1
+    assert [layer["name"] for layer in report["layers"]] == ["0", "3", "8"]
+    assert report["peak_memory_bytes"] > 0
+    stages = report["seconds"]
+    assert all(value > 0 for value in stages.values())
+    assert stages["total"] >= sum(value for name, value in stages.items() if name != "total")
+    assert any("assuming pixels in [0, 1]" in note for note in report["notes"])
+
+
+def test_images_of_a_run_can_be_loaded(finished):
+    made = SyntheticSet.load(finished[1] / "images.npz")
+    assert made.inputs.shape == (8, 3, 16, 16)
+    assert 0 <= made.inputs.min() < made.inputs.max() <= 1
+    assert (made.config.steps, made.config.count) == (4, 8)
+
+
+def test_table_of_a_run_is_printed_once_and_without_progress(finished):
+    ended, out = finished
+    assert "network" in ended.out
+    assert "written to" in ended.out
+    assert str(out) in ended.out.replace("\n", "").replace(" ", "")
+    assert "not task accuracy" in " ".join(ended.out.split())
+    assert "no --mean, --std or --bounds were given" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.fixture(scope="module")
+def overwritten(here, labelled):
+    """A second run over an earlier result, with accuracy and JSON."""
+    out = here / "again"
+    out.mkdir()
+    for name in ("report.json", "notes.txt"):
+        (out / name).write_text("old")
+    options = ("--json", "--force", "--seed", "5", "--mean", "0.5", "--std", "0.25", "--eval", labelled)
+    return run("quantize", *TINY, "--out", out, *QUICK, *options), out
+
+
+def test_json_alone_is_on_standard_output(overwritten):
+    ended, out = overwritten
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out) == json.loads((out / "report.json").read_text())
+
+
+def test_force_keeps_the_files_of_others(overwritten):
+    assert (overwritten[1] / "notes.txt").read_text() == "old"
+    assert len(tree(overwritten[1])) == 4
+
+
+def test_normalization_given_is_reported(overwritten):
+    report = json.loads(overwritten[0].out)
+    assert (report["input"]["mean"], report["input"]["std"]) == ([0.5], [0.25])
+    assert report["input"]["source"] == "the command line"
+    assert "assuming" not in overwritten[0].err
+    assert report["seed"] == 5
+
+
+def outputs_of(path: Path, inputs: np.ndarray) -> np.ndarray:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": inputs})[0]
+
+
+def test_accuracy_of_a_run_is_that_of_its_file(overwritten, labelled):
+    ended, out = overwritten
+    accuracy = json.loads(ended.out)["accuracy"]
+    data = np.load(labelled)
+    inputs = ((data["images"] / np.float32(255) - np.float32(0.5)) / np.float32(0.25)).astype(np.float32)
+    right = outputs_of(out / "model.onnx", inputs).argmax(1) == data["labels"]
+    with torch.no_grad():
+        float_right = sys.modules[MODULE].tiny()(torch.from_numpy(inputs)).argmax(1).numpy() == data["labels"]
+    assert accuracy["quantized_top1"] == pytest.approx(100 * right.mean())
+    assert accuracy["float_top1"] == pytest.approx(100 * float_right.mean())
+    assert accuracy["drop_points"] == pytest.approx(100 * (float_right.mean() - right.mean()))
+    assert accuracy["count"] == 40
+
+
+def test_evaluate_measures_the_accuracy_of_a_file(overwritten, labelled):
+    out = overwritten[1]
+    ended = run("evaluate", out / "model.onnx", "--data", labelled, "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["top1"] == pytest.approx(json.loads(overwritten[0].out)["accuracy"]["quantized_top1"])
+    assert json.loads(ended.out)["count"] == 40
+    text = run("evaluate", out / "model.onnx", "--data", labelled)
+    assert text.out == f"top-1 {json.loads(ended.out)['top1']:.2f} +- " + text.out.partition("+- ")[2]
+    assert text.out.endswith("on 40 examples\n")
+    assert run("evaluate", out / "model.onnx", "--data", labelled, "--quiet").out == ""
+
+
+def test_real_data_can_take_the_place_of_synthesis(here, labelled):
+    out = here / "real"
+    ended = run("quantize", *TINY, "--out", out, *QUICK, "--calibration", labelled, "--quiet")
+    assert ended.code == 0, ended.err
+    assert ended.out == ""
+    report = json.loads((out / "report.json").read_text())
+    assert report["images"]["source"] == "real images"
+    assert report["images"]["count"] == 8
+    assert report["synthesis"] is None
+    np.testing.assert_array_equal(np.load(out / "images.npz")["images"], np.load(labelled)["images"][:8])
+
+
+def test_a_file_that_fails_verification_is_written_with_exit_code_3(here, monkeypatch):
+    import dffg.pipeline
+
+    bad = SimulationMatch(top1=0.5, equal_share=0.5, max_abs_difference_in_steps=9, worst_tensor="relu", count=16)
+    monkeypatch.setattr(dffg.pipeline, "match_simulation", lambda *_arguments: bad)
+    ended = run("quantize", *TINY, "--out", here / "unverified", *QUICK, "--json")
+    assert ended.code == 3
+    assert "verification failed: the runtime disagrees with the simulation" in ended.err
+    assert "in relu only 50.00%" in json.loads(ended.out)["problems"][0]
+    assert (here / "unverified" / "model.onnx").exists()
+
+
+def test_nothing_is_left_when_the_run_is_interrupted_while_writing(here, monkeypatch):
+    import dffg.pipeline
+
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dffg.pipeline, "match_simulation", interrupted)
+    before = sorted(here.iterdir())
+    ended = run("quantize", *TINY, "--out", here / "interrupted", *QUICK)
+    assert ended.code == 130
+    assert "interrupted; nothing was written" in ended.err
+    assert sorted(here.iterdir()) == before
+
+
+# The other commands
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_synthesize_writes_a_file(here, suffix):
+    out = here / f"images{suffix}"
+    ended = run("synthesize", *TINY, "--out", out, *QUICK, "--json")
+    assert ended.code == 0, ended.err
+    made = SyntheticSet.load(out)
+    assert made.inputs.shape == (8, 3, 16, 16)
+    plain = json.loads(ended.out)
+    assert (plain["count"], plain["path"]) == (8, str(out))
+    assert plain["loss"] == made.snapshots[-1].loss
+    again = run("synthesize", *TINY, "--out", out, *QUICK)
+    assert again.code == 2
+    assert "exists; choose another name or overwrite it with --force" in again.err
+    assert run("synthesize", *TINY, "--out", out, *QUICK, "--force", "--quiet").out == ""
+
+
+def test_synthesize_writes_pictures(here):
+    out = here / "pictures"
+    ended = run("synthesize", *TINY, "--out", out, *QUICK)
+    assert ended.code == 0, ended.err
+    assert ended.out.strip().startswith("8 images, loss ")
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [f"{index:05d}.png" for index in range(8)]
+    run("synthesize", *TINY, "--out", here / "same.npz", *QUICK)
+    pixels = np.load(here / "same.npz")["images"]
+    np.testing.assert_array_equal(np.asarray(Image.open(out / names[3])), np.moveaxis(pixels[3], 0, -1))
+
+
+def test_synthesize_overwrites_pictures_with_force(here):
+    out = here / "more-pictures"
+    for arguments in ((), ("--force", "--seed", "1")):
+        ended = run("synthesize", *TINY, "--out", out, *QUICK, *arguments)
+        assert ended.code == 0, ended.err
+    refused = run("synthesize", *TINY, "--out", out, *QUICK)
+    assert refused.code == 2
+    assert "is not empty" in refused.err
+
+
+def test_features_cannot_be_written_as_pictures(here):
+    features = (f"{MODULE}:features", "--input", "1x16x16", "--bounds", "-130:30")
+    ended = run("synthesize", *features, "--out", here / "spectra", *QUICK)
+    assert ended.code == 2
+    assert "give --out a name that ends in .npz or .safetensors" in ended.err
+    assert not (here / "spectra").exists()
+    assert run("synthesize", *features, "--out", here / "spectra.npz", *QUICK).code == 0
+    made = SyntheticSet.load(here / "spectra.npz")
+    assert made.spec.bounds == (-130.0, 30.0)
+    assert -130 <= made.inputs.min() < 0 < made.inputs.max() <= 30
+
+
+def test_inspect_shows_batch_norms_and_writes_nothing(here):
+    before = tree(here)
+    ended = run("inspect", *TINY, "--json")
+    assert ended.code == 0, ended.err
+    plain = json.loads(ended.out)
+    assert [(norm["name"], norm["channels"], norm["folds"]) for norm in plain["batch_norms"]] == [
+        ("1", 8, True),
+        ("4", 12, True),
+    ]
+    assert plain["quantized_layers"] == 3
+    assert plain["parameters"] == sum(p.numel() for p in sys.modules[MODULE].tiny().parameters())
+    text = run("inspect", *TINY)
+    assert text.code == 0
+    assert "3 layers" in text.out
+    assert {name: content for name, content in tree(here).items() if "__pycache__" not in name} == {
+        name: content for name, content in before.items() if "__pycache__" not in name
+    }
+
+
+def test_pt2_file_describes_its_own_shape(here):
+    program = torch.export.export(
+        sys.modules[MODULE].tiny(),
+        (torch.zeros(2, 3, 16, 16),),
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+    )
+    torch.export.save(program, here / "network.pt2")
+    ended = run("inspect", here / "network.pt2", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["input"]["shape"] == [3, 16, 16]
+
+
+# Bad input
+
+
+@pytest.fixture
+def earlier(here, tmp_path):
+    """The earlier result that a run with --force would overwrite, and the files a bad command line may name."""
+    out = tmp_path / "place" / "out"
+    out.mkdir(parents=True)
+    for name in ("model.onnx", "report.json", "notes.txt"):
+        (out / name).write_text("old")
+    torch.save({"0.weight": torch.zeros(8, 3, 3, 3)}, here / "wrong.pth")
+    (here / "file").write_text("")
+    torch.manual_seed(0)
+    return out
+
+
+def refused(ended: Ended, *parts: str) -> None:
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.err
+    for part in parts:
+        assert part in " ".join(ended.err.split())
+
+
+INPUT = ("--input", "3x16x16")
+BAD = {
+    "no-batch-norm": ((f"{MODULE}:no_norm", *INPUT), "the network has no BatchNorm", "calibrate with real data"),
+    "no-statistics": ((f"{MODULE}:no_statistics", *INPUT), "BatchNorm 1 has no running statistics", "real data"),
+    "nan-mean": ((f"{MODULE}:nan_mean", *INPUT), "BatchNorm 4 has NaN", "1 of 12 channels (first: [3])"),
+    "nan-variance": ((f"{MODULE}:nan_variance", *INPUT), "BatchNorm 4 has NaN", "1 of 12 channels (first: [3])"),
+    "negative-variance": ((f"{MODULE}:negative_variance", *INPUT), "BatchNorm 4 has NaN, infinite or negative"),
+    "infinite-mean": ((f"{MODULE}:infinite_mean", *INPUT), "BatchNorm 4 has NaN, infinite or negative"),
+    "not-capturable": ((f"{MODULE}:DataDependent", *INPUT), "torch.export cannot capture this network", "control flow"),
+    "two-inputs": ((f"{MODULE}:TwoInputs", *INPUT), "several inputs are not supported"),
+    "two-outputs": ((f"{MODULE}:TwoOutputs", *INPUT), "several outputs are not supported"),
+    "wrong-channels": ((f"{MODULE}:tiny", "--input", "1x16x16"), "fails on an input of shape 1x16x16", "--input CxHxW"),
+    "wrong-rank": ((f"{MODULE}:tiny", "--input", "16"), "fails on an input of shape 16", "--input CxHxW"),
+    "no-shape": ((f"{MODULE}:tiny",), "the shape of the input is unknown; give it with --input"),
+    "shape-text": ((f"{MODULE}:tiny", "--input", "3,16,16"), "cannot read input shape '3,16,16'; write it like 3x224"),
+    "shape-zero": ((f"{MODULE}:tiny", "--input", "3x0x16"), "is not usable; give CxHxW with positive sizes"),
+    "weights-unfit": (
+        (*TINY, "--weights", "wrong.pth"),
+        "do not fit the network",
+        "12 missing in the file (1.bias",
+    ),
+    "weights-missing": ((*TINY, "--weights", "nothing.pth"), "there is no weights file at nothing.pth"),
+    "timm-name": (("timm:mobilenetv2_10",), "timm has no network 'mobilenetv2_10'; did you mean", "mobilenetv2_100"),
+    "torchvision-name": (("torchvision:resnet19",), "torchvision has no network 'resnet19'; did you mean", "resnet18"),
+    "demo-name": (("demo:efficientnet",), "demo has no network 'efficientnet'; did you mean efficientnet_lite0?"),
+    "no-form": (("resnet18",), "'resnet18' is not a network dffg knows; give demo:NAME"),
+    "module": (("dffg_no_such_module:tiny",), "dffg_no_such_module cannot be imported"),
+    "factory": ((f"{MODULE}:huge",), f"{MODULE} has no huge"),
+    "pt2-missing": (("nothing.pt2",), "there is no file nothing.pt2"),
+    "bits-W9A8": ((*TINY, "--bits", "W9A8"), "9 bits are not supported; choose widths from 2 to 8"),
+    "bits-foo": ((*TINY, "--bits", "foo"), "cannot read bit widths 'foo'; write them like W8A8"),
+    "bits-W4A4": ((*TINY, "--bits", "W4A4"), "W4A4 can be simulated", "not exported yet; use --bits W8A8"),
+    "mean-count": ((*TINY, "--mean", "0.5,0.5"), "does not fit 3 channels; give 1 or 3 numbers"),
+    "mean-text": ((*TINY, "--mean", "half"), "cannot read numbers 'half'"),
+    "std-zero": ((*TINY, "--std", "0"), "must be positive"),
+    "bounds-order": ((*TINY, "--bounds", "1:0"), "must be two finite numbers, the lower one first, like 0:1"),
+    "bounds-one": ((*TINY, "--bounds", "1"), "cannot read bounds '1'; write them like 0:1"),
+    "bounds-text": ((*TINY, "--bounds", "a:b"), "cannot read numbers 'a:b'"),
+    "eval-missing": ((*TINY, "--eval", "no-folder"), "there is no data at no-folder"),
+    "calibration-missing": ((*TINY, "--calibration", "no-folder"), "there is no data at no-folder"),
+    "steps": ((*TINY, "--steps", "0"), "steps is 0; it must be at least 1"),
+    "burn-in": ((*TINY, "--steps", "4", "--burn-in", "4"), "no snapshot would be kept"),
+    "steps-text": ((*TINY, "--steps", "many"), "'many' is not a valid integer"),
+    "schedule": ((*TINY, "--schedule", "wavy"), "'wavy' is not one of", "cosine"),
+    "option": ((*TINY, "--no-such-option"), "No such option"),
+    "option-near": ((*TINY, "--imagess", "3"), "No such option", "--images"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_explained_and_changes_nothing(earlier, case):
+    arguments, *parts = BAD[case]
+    before = tree(earlier.parent)
+    ended = run("quantize", *arguments, "--out", earlier, "--force")
+    refused(ended, *parts)
+    assert ended.out.strip() == ""
+    assert tree(earlier.parent) == before
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("case", ["no-batch-norm", "nan-mean", "weights-unfit", "eval-missing"])
+def test_bad_input_makes_no_directory(earlier, case):
+    arguments, *parts = BAD[case]
+    refused(run("quantize", *arguments, "--out", earlier.parent / "new"), *parts)
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("case", ["no-batch-norm", "nan-mean", "wrong-channels", "mean-count", "factory", "no-shape"])
+@pytest.mark.parametrize("command", ["synthesize", "inspect"])
+def test_bad_input_is_explained_by_every_command(earlier, command, case):
+    arguments, *parts = BAD[case]
+    out = () if command == "inspect" else ("--out", earlier.parent / "images.npz")
+    refused(run(command, *arguments, *out), *parts)
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
+
+
+def test_pt2_file_with_another_shape_is_refused(earlier, here):
+    program = torch.export.export(
+        sys.modules[MODULE].tiny(),
+        (torch.zeros(2, 3, 16, 16),),
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+    )
+    torch.export.save(program, here / "other.pt2")
+    before = tree(earlier)
+    refused(run("quantize", "other.pt2", "--input", "1x16x16", "--out", earlier, "--force"), "1x16x16", "--input")
+    assert tree(earlier) == before
+
+
+def test_place_that_is_a_file_is_refused(here):
+    (here / "file").write_text("kept")
+    for command, message in (("quantize", "is a file; give a directory with --out"), ("synthesize", "is a file")):
+        refused(run(command, *TINY, "--out", here / "file", "--force"), message)
+        refused(run(command, *TINY, "--out", here / "file" / "below"), "cannot be made")
+    assert (here / "file").read_text() == "kept"
+
+
+def test_place_that_is_not_empty_is_refused_without_force(earlier):
+    before = tree(earlier)
+    refused(run("quantize", *TINY, "--out", earlier), "is not empty", "--force")
+    assert tree(earlier) == before
+
+
+def test_place_is_refused_before_the_network_is_loaded(earlier):
+    refused(run("quantize", "dffg_no_such_module:tiny", "--out", earlier), "is not empty")
+
+
+def test_missing_place_is_refused(here):
+    refused(run("quantize", *TINY), "Missing option '--out'")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("nothing.onnx", "is not a readable ONNX file"), ("file", "is not a readable ONNX file")]
+)
+@pytest.mark.usefixtures("earlier")
+def test_evaluate_of_what_is_no_network_is_refused(labelled, file, message):
+    refused(run("evaluate", file, "--data", labelled), message)
+
+
+@pytest.mark.parametrize("command", [(), ("unknown",)])
+def test_unknown_command_is_refused(command):
+    ended = run(*command)
+    assert ended.code == 2
+    assert "Usage: " in ended.err
+
+
+def test_debug_shows_the_traceback(here):
+    from dffg.errors import InputError
+
+    with mock.patch.object(sys, "argv", ["dffg", "inspect", "resnet18", "--debug"]), pytest.raises(InputError):
+        main()
+
+
+def test_names_in_brackets_are_printed_as_they_are(here):
+    ended = run("synthesize", *TINY, "--out", here / "run[bold].npz", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "run[bold].npz" in "".join(ended.out.split("\n"))
+
+
+# Cost of starting, and being stopped
+
+
+def test_import_is_cheap():
+    ended = python("import dffg, sys; assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules")
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["quantize", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = """
+import sys
+from dffg.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert ended.code == 0, ended.code
+heavy = {"torch", "onnxruntime", "onnx", "numpy", "scipy", "PIL", "timm", "torchvision", "rich"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    ended = python(code, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert "version" in ended.stdout or "Usage" in ended.stdout
+
+
+def test_every_public_name_can_be_imported():
+    import dffg as package
+
+    assert all(getattr(package, name).__name__.endswith(name) for name in package.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+
+
+def test_help_names_every_option_with_its_default():
+    ended = run("quantize", "--help")
+    text = " ".join(ended.out.split())
+    assert ended.code == 0
+    for part in ("--images INTEGER Images to make. [default: 64]", "[default: W8A8]", "--force", "--eval", "--burn-in"):
+        assert part in text
+
+
+SYNTHESIS_THAT_TELLS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import dffg.report.progress
+from dffg.cli import main
+
+update = dffg.report.progress.ProgressView.update
+
+
+def telling(view, progress):
+    update(view, progress)
+    if progress.step == 3:
+        os.write(2, b"synthesizing\\n")
+
+
+dffg.report.progress.ProgressView.update = telling
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["quantize", "synthesize"])
+def test_interrupted_synthesis_leaves_nothing(here, tmp_path, command):
+    place, temporary = tmp_path / "place", tmp_path / "temporary"
+    place.mkdir()
+    temporary.mkdir()
+    out = place / ("out" if command == "quantize" else "out.npz")
+    arguments = [command, *TINY, "--out", str(out), "--images", "8", "--steps", "1000000"]
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": path}
+    with subprocess.Popen(
+        [sys.executable, "-c", SYNTHESIS_THAT_TELLS, *arguments],
+        cwd=here,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line == "synthesizing\n":
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        code = process.wait(timeout=60)
+    errors = "".join(lines) + rest
+    assert code == 130, errors
+    assert errors.endswith("dffg: interrupted; nothing was written.\n")
+    assert "Traceback" not in errors
+    assert list(place.iterdir()) == []
+    # .ses is written by ONNX Runtime when it is imported
+    assert [path.name for path in temporary.iterdir() if path.name != ".ses"] == []
+
+
+def test_installed_command_works(here):
+    """Through the entry point of the package, in a process of its own."""
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="console_scripts", name="dffg")
+    assert entry.load() is main
+    ended = python(
+        "from dffg.cli import main; main()",
+        "quantize",
+        f"{MODULE}:no_norm",
+        *INPUT,
+        "--out",
+        "unborn",
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))},
+    )
+    assert ended.returncode == 2
+    assert ended.stdout.strip() == ""
+    assert "dffg: the network has no BatchNorm" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (here / "unborn").exists()
+
+
+def test_spec_of_the_file_is_used_by_evaluate(overwritten):
+    from dffg.export.onnx import read_spec
+
+    assert read_spec(overwritten[1] / "model.onnx") == ImageSpec(
+        shape=(3, 16, 16), mean=(0.5,), std=(0.25,), source="the command line"
+    )
