@@ -34,6 +34,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "steps 8": {"steps": 8},
     "steps 32": {"steps": 32},
     "decay 0": {"decay": 0.0},
+    "decay 0.5": {"decay": 0.5},
+    "decay 0.9": {"decay": 0.9},
     "noise": NOISE,
 }
 QUANTIZERS = {

@@ -125,7 +125,7 @@ class SequenceNorm(nn.Module):
         self.bn = nn.BatchNorm1d(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.linear(x.flatten(2).transpose(1, 2))[:, :8])
+        return self.bn(self.linear(x.flatten(2).transpose(1, 2)))
 
 
 def volumes() -> nn.Sequential:
@@ -218,7 +218,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape, tuple[str, ...], int]]
     "inverted-residual": (InvertedResidual, (3, 8, 8), ("stem.1", "block.1", "block.4", "block.7"), 4),
     "pre-activation": (PreActivation, (3, 8, 8), ("first", "second"), 1),
     "linear": (linear_norm, (1, 8, 8), ("2",), 1),
-    "sequence": (SequenceNorm, (8, 3, 4), ("bn",), 0),
+    "sequence": (SequenceNorm, (8, 2, 4), ("bn",), 0),
     "volumes": (volumes, (1, 4, 4, 4), ("1",), 1),
     "functional": (Functional, (3, 8, 8), ("batch_norm",), 1),
     "shared": (Shared, (3, 6, 6), ("bn", "bn"), 2),

@@ -46,7 +46,7 @@ class SynthesisConfig:
     steps: int = option(16, "Forward and backward passes of one chain.")
     burn_in: int = option(None, "Passes before the first snapshot of a chain is kept  [default: 3/4 of the steps]")
     keep_every: int = option(1, "Keep every n-th snapshot after the burn-in.")
-    decay: float = option(0.9, "Decay of the accumulated gradient; 0 is plain iterative FGSM.")
+    decay: float = option(0.7, "Decay of the accumulated gradient; 0 is plain iterative FGSM.")
     step_size: float = option(None, "First step, as a fraction of the pixel range  [default: 1/steps]")
     schedule: str = option("cosine", "How the step shrinks along a chain.", SCHEDULES)
     start_std: float = option(0.25, "Standard deviation of the starting noise, as a fraction of the pixel range.")

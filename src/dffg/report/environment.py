@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
     """Versions and machine. `vnni` tells whether the CPU multiplies int8 in one instruction; None where unknown."""
 
     python: str
-    packages: dict[str, str]
+    torch: str
+    onnxruntime: str
+    onnx: str
+    numpy: str
     system: str
     cpu: str
     threads: int
@@ -28,7 +29,10 @@ def describe_environment(threads: int) -> Environment:
     cpu, flags = _cpu()
     return Environment(
         python=platform.python_version(),
-        packages={name: package_version(name) for name in _PACKAGES},
+        torch=package_version("torch"),
+        onnxruntime=package_version("onnxruntime"),
+        onnx=package_version("onnx"),
+        numpy=package_version("numpy"),
         system=f"{platform.system()} {platform.machine()}",
         cpu=cpu,
         threads=threads,
