@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmark
-from dffg.capture import Captured, capture
+from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import kl_divergence
 from dffg.fold import fold_batch_norms

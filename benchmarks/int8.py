@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmark, outputs_of
-from dffg.capture import Captured, capture
+from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import agreement, compare
 from dffg.export.onnx import write_quantized
@@ -52,7 +52,7 @@ def _ones(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
 SOURCES: dict[str, Source] = {
     "dffg": _dffg,
     "real images": _real,
-    "noise N(0,1)": _noise,
+    "normal noise": _noise,
     "uniform pixels": _uniform,
     "all ones": _ones,
 }

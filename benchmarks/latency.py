@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.networks import load_benchmark
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.config import SynthesisConfig
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import session

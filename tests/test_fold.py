@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.fold import fold_batch_norms, fold_with_records, is_foldable
 from dffg.graph import BATCH_NORM, calls
 from dffg.images import ImageSpec

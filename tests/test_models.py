@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.export import Dim
 
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.errors import CaptureError, InputError
 from dffg.models import load_model, load_weights, refuse_pickles
 from tests.networks import inputs, randomize, small_conv

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dffg.capture import Captured, capture
+from dffg.captured import Captured, capture
 from dffg.images import ImageSpec
 from dffg.objective import Objective, Target, _Distance, target_of
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss

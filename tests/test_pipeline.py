@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.cli import VERIFICATION_FAILED, _console, _show_result
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import OutputError, UnsupportedError

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from dffg.capture import BatchNorm, capture
+from dffg.captured import BatchNorm, capture
 from dffg.images import ImageSpec
 from dffg.objective import Objective
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss, input_statistics, layer_loss

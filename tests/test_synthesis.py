@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dffg import synthesis
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.config import VARIABILITIES, SynthesisConfig
 from dffg.images import ImageSpec
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dffg.capture import Captured, capture
+    from dffg.captured import Captured, capture
     from dffg.config import QuantizationConfig, Scheme, SynthesisConfig
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "capture": ("Captured", "capture"),
+    "captured": ("Captured", "capture"),
     "config": ("QuantizationConfig", "Scheme", "SynthesisConfig"),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),

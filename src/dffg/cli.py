@@ -19,7 +19,7 @@ from dffg.errors import DffgError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dffg.capture import Captured
+    from dffg.captured import Captured
     from dffg.evaluation.data import Data
     from dffg.images import ImageSpec
     from dffg.models import Loaded
@@ -268,7 +268,7 @@ def _data(path: Path | None, spec: ImageSpec, *, labelled: bool) -> Data | None:
 
 
 def _capture(loaded: Loaded, spec: ImageSpec, view: Any) -> Captured:
-    from dffg.capture import capture
+    from dffg.captured import capture
 
     view.stage("capture")
     return capture(loaded.model, spec=spec, name=loaded.name)

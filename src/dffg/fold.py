@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dffg.capture import BatchNorm, Captured, find_batch_norms
+from dffg.captured import BatchNorm, Captured, find_batch_norms
 from dffg.graph import WEIGHTED, add_tensor, argument, calls, copy_module, is_stored, optional_tensor, stored_tensor
 
 

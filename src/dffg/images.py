@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,9 +200,18 @@ class SyntheticSet:
             Image.fromarray(picture).save(folder / f"{index:05d}.png")
 
 
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an `.npz` file. Pickled content is refused."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a readable .npz file: {error}") from error
+
+
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files if name != "metadata"}, str(archive["metadata"])
+    arrays = read_npz(path)
+    return arrays, str(arrays.pop("metadata"))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], str]:

@@ -6,7 +6,7 @@ import itertools
 import time
 from dataclasses import dataclass
 
-from dffg.capture import Captured
+from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.fold import fold_batch_norms, is_foldable
 from dffg.graph import WEIGHTED, calls

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from dffg.capture import program_input_shape
+from dffg.captured import program_input_shape
 from dffg.errors import InputError
 from dffg.images import ImageSpec
 

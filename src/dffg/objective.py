@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dffg.capture import Captured
+from dffg.captured import Captured
 from dffg.fold import FoldRecord, fold_with_records
 from dffg.graph import with_output
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from dffg.capture import BatchNorm, Captured
+from dffg.captured import BatchNorm, Captured
 from dffg.graph import with_output
 
 

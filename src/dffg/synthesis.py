@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dffg.capture import Captured
+from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.images import SnapshotRecord, SyntheticSet, concatenate
 from dffg.objective import Objective

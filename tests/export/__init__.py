@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.export.onnx import write_quantized
 from dffg.images import ImageSpec
 from dffg.quant.simulate import Quantized, simulate

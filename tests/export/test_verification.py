@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.export.onnx import quantized_value_name
 from dffg.export.verification import SimulationMatch, layer_sqnr_db, match_simulation

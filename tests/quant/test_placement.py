@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.fold import fold_batch_norms
 from dffg.graph import WEIGHTED, calls
 from dffg.images import ImageSpec
@@ -50,6 +50,7 @@ def test_writing_pools_alike_keeps_the_answer(name):
         lambda x: x.mean((2, 3)),
         lambda x: x.mean((-1, -2)),
         lambda x: x.mean((2, 3), keepdim=True).flatten(1),
+        lambda x: x.mean((2, 3), keepdim=True)[:, :, 0, 0],
         lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
         lambda x: F.adaptive_avg_pool2d(x, (1, 1))[:, :, 0, 0],
     ],
@@ -144,9 +145,10 @@ def test_what_saturation_does_not_do_is_kept(activation):
 
 
 def test_an_activation_of_a_tensor_that_others_read_is_not_taken_for_the_tensor():
-    source, _, _ = placed(lambda self, x: self.head(F.relu(x)) + x, head=nn.Conv2d(4, 4, 1))
-    assert source["conv2d"] == "conv2d"
-    assert "relu" in source
+    source, _, _ = placed(
+        lambda self, x: self.head(F.relu(x)) + self.other(F.silu(x)), head=nn.Conv2d(4, 4, 1), other=nn.Conv2d(4, 4, 1)
+    )
+    assert source["conv2d"] == source["relu"] == "conv2d"
 
 
 def test_pools_and_reshapes_share_the_range_of_their_input():
@@ -158,8 +160,9 @@ def test_pools_and_reshapes_share_the_range_of_their_input():
 
 
 def test_an_average_has_a_range_of_its_own():
-    source, _, _ = placed(lambda self, x: self.head(F.avg_pool2d(F.relu(x), 2)), head=nn.Conv2d(4, 4, 1))
+    source, _, left = placed(lambda self, x: self.head(F.avg_pool2d(F.relu(x), 2)), head=nn.Conv2d(4, 4, 1))
     assert source["avg_pool2d"] == "avg_pool2d"
+    assert left == []
 
 
 def test_zero_padding_before_a_convolution_becomes_part_of_it():
@@ -167,6 +170,16 @@ def test_zero_padding_before_a_convolution_becomes_part_of_it():
     assert "relu" in source
     assert "pad" not in source
     assert left == []
+
+
+def test_padding_that_others_read_too_stays_in_float():
+    def forward(self, x):
+        padded = F.pad(F.relu(x), (0, 1, 0, 1))
+        return self.head(padded) + padded[..., :-1, :-1]
+
+    source, _, left = placed(forward, head=nn.Conv2d(4, 4, 2))
+    assert "pad" in source
+    assert "pad" in left
 
 
 @pytest.mark.parametrize("arguments", [{"value": 1.0}, {"mode": "reflect"}])

@@ -1,11 +1,12 @@
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.capture import capture
+from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.graph import WEIGHTED, Tap, calls
@@ -251,6 +252,18 @@ def test_dead_channels_keep_their_bias(weights):
     assert (hidden[:, 0] - 1.5).abs().max() <= 0.51 * step
     assert (hidden[:, 3] - 0.7).abs().max() <= 0.51 * step
     assert torch.allclose(quantized.module(x), model(x), atol=0.05)
+
+
+def test_biases_are_rounded_in_double_precision():
+    model = dead_channels()
+    with torch.no_grad():
+        model.head.weight *= 1e-5
+    quantized = simulate(capture(model, spec=SPEC), [inputs((3, 8, 8))])
+    floats = [node for node in quantized.float_module.graph.nodes if calls(node, *WEIGHTED)]
+    for node, other in zip(nodes_of(quantized, *WEIGHTED), floats, strict=True):
+        levels, scale = (stored(quantized.module, argument).numpy() for argument in node.args[2].args[:2])
+        bias = quantized.float_module.state_dict()[str(other.args[2].target)].numpy()
+        assert (levels == np.rint(bias.astype(np.float64) / scale.astype(np.float64))).all()
 
 
 def test_calibration_images_are_read_once_and_one_batch_is_enough():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dffg.errors import InputError
-from dffg.images import Array, ImageSpec, Pixels
+from dffg.images import Array, ImageSpec, Pixels, read_npz
 
 Labels = NDArray[np.int64]
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
@@ -120,11 +120,7 @@ def _load_csv(folder: Path, spec: ImageSpec) -> Data:
 
 
 def _load_npz(path: Path, spec: ImageSpec) -> Data:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable .npz file: {error}") from error
+    arrays = read_npz(path)
     source = arrays.get("images", arrays.get("features"))
     if source is None:
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; it needs `images` (uint8) or `features`.")

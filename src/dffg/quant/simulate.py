@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from dffg.capture import Captured
+from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
 from dffg.fold import fold_batch_norms
 from dffg.graph import WEIGHTED, add_tensor, argument, calls, copy_module, layer_name, optional_tensor, stored_tensor

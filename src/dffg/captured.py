@@ -75,8 +75,8 @@ def capture(
     spec, notes = _complete_spec(spec, input_shape, example_input)
     program, more_notes = _export(model, example_input, spec)
     module = _functional_module(program)
-    _check_same_answer(program, module, spec)
     batch_norms = find_batch_norms(module)
+    _check_same_answer(program, module, spec)
     if not batch_norms:
         _refuse_decomposed(module)
         raise StatisticsError(

@@ -6,7 +6,7 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from dffg.capture import capture, program_input_shape
+from dffg.captured import capture, program_input_shape
 from dffg.errors import CaptureError, InputError, StatisticsError
 from dffg.images import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
