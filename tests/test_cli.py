@@ -285,7 +285,9 @@ def test_real_data_can_take_the_place_of_synthesis(here, labelled):
 def test_a_file_that_fails_verification_is_written_with_exit_code_3(here, monkeypatch):
     import dffg.pipeline
 
-    bad = SimulationMatch(top1=0.5, equal_share=0.5, max_abs_difference_in_steps=9, worst_tensor="relu", count=16)
+    bad = SimulationMatch(
+        top1=0.5, equal_share=0.5, max_abs_difference_in_steps=9, worst_tensor="relu", output_error=0.0, count=16
+    )
     monkeypatch.setattr(dffg.pipeline, "match_simulation", lambda *_arguments: bad)
     ended = run("quantize", *TINY, "--out", here / "unverified", *QUICK, "--json")
     assert ended.code == 3

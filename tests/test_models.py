@@ -21,7 +21,7 @@ from torch.export import Dim
 
 from dffg.captured import capture
 from dffg.errors import CaptureError, InputError
-from dffg.models import load_model, load_weights, refuse_pickles
+from dffg.models import load_model, load_weights, refuse_code
 from tests.networks import inputs, randomize, small_conv
 
 FACTORIES = """
@@ -464,7 +464,7 @@ def test_archive_with_a_compiled_library_is_refused(tmp_path, archive):
     # torch loads data/aotinductor/*/*.so as a library, whose code runs then
     path = write_archive(tmp_path / "network.pt2", {**archive, "data/aotinductor/evil/library.so": b"\x7fELF"})
     with pytest.raises(InputError, match="--trust"):
-        refuse_pickles(path)
+        refuse_code(path)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -64,7 +64,7 @@ def test_the_loss_falls_on_every_kind_of_network(name):
     assert losses[-1] < 0.75 * losses[0]
 
 
-@pytest.mark.parametrize("variability", VARIABILITIES)
+@pytest.mark.parametrize("variability", [name for name in VARIABILITIES if name != "input-diversity"])
 def test_the_recorded_loss_is_the_loss_of_exactly_these_images(pictures, variability):
     for snapshot in run_chain(pictures, config(variability=variability), 0):
         assert snapshot.loss == pytest.approx(loss_of(pictures, snapshot.images), rel=1e-4)

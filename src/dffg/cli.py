@@ -173,12 +173,13 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         captured = _capture(loaded, spec, view)
         view.stage("synthesis")
         made = synthesize_set(captured, options["SynthesisConfig"], progress=view.update)
-        with staged_file(out) if is_file else staged_directory(out, commit_mark="") as target:
+        with staged_file(out) if is_file else staged_directory(out) as target:
             made.save(target)
     if as_json:
         click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
     elif not quiet:
-        console.print(f"{len(made)} images, loss {made.snapshots[0].loss:.3f} to {made.snapshots[-1].loss:.3f}: {out}")
+        losses = f"loss {made.snapshots[0].loss:.3f} to {made.snapshots[-1].loss:.3f}"
+        click.echo(f"{len(made)} images, {losses}: {out}")
     return 0
 
 

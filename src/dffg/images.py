@@ -158,14 +158,17 @@ class SyntheticSet:
         """Read a file written by `save`. Pickled content is refused."""
         path = Path(path)
         try:
-            arrays, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
-        except (OSError, ValueError, KeyError) as error:
+            return cls._read(path)
+        except Exception as error:  # whatever a damaged file makes the readers raise
             raise InputError(f"{path} is not a set of images saved by dffg: {error}") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> SyntheticSet:
+        arrays, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
         stored = json.loads(metadata)
         spec = ImageSpec.from_dict(stored["spec"])
-        inputs = spec.from_uint8(arrays["images"]) if "images" in arrays else arrays["features"]
         return cls(
-            inputs=inputs,
+            inputs=spec.from_uint8(arrays["images"]) if "images" in arrays else arrays["features"],
             spec=spec,
             config=SynthesisConfig(**stored["config"]),
             snapshots=tuple(SnapshotRecord(**snapshot) for snapshot in stored["snapshots"]),
@@ -205,7 +208,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
 
 

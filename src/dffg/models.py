@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from dffg.archive import refuse_code
 from dffg.captured import program_input_shape
 from dffg.errors import InputError
 from dffg.images import ImageSpec
@@ -97,7 +98,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} does not hold a state dictionary of tensors.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -108,7 +110,7 @@ def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     if not trust:
-        refuse_pickles(path)
+        refuse_code(path)
     try:
         program = torch.export.load(path)
     except Exception as error:
@@ -117,39 +119,14 @@ def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:
     return Loaded(model=program, spec=spec, name=path.name)
 
 
-def refuse_pickles(path: Path) -> None:
-    """Refuse a .pt2 archive in which loading would unpickle anything but plain tensors, which can run code."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            configs = [archive.read(name) for name in archive.namelist() if name.endswith("_config.json")]
-            samples = [archive.read(name) for name in archive.namelist() if "/sample_inputs/" in name]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a readable torch.export archive: {error}") from error
-    pickled = any(b'"use_pickle": true' in config or b'"use_pickle":true' in config for config in configs)
-    if pickled or not all(map(_is_plain, samples)):
-        raise InputError(
-            f"{path} holds pickled objects, which can run code when loaded. If you trust where it comes from, add "
-            "--trust."
-        )
-
-
-def _is_plain(content: bytes) -> bool:
-    try:
-        with tempfile.TemporaryFile() as stream:
-            stream.write(content)
-            stream.seek(0)
-            torch.load(stream, weights_only=True)
-    except Exception:
-        return False
-    return True
-
-
 def _load_factory(module_name: str, factory_name: str) -> Loaded:
     sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except ImportError as error:
-        raise InputError(f"{module_name} cannot be imported: {error}. Networks are given as {FORMS}.") from error
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{module_name or 'an empty name'} cannot be imported: {error}. Networks are given as {FORMS}."
+        ) from error
     except AttributeError as error:
         raise InputError(f"{module_name} has no {factory_name}.") from error
     finally:

@@ -32,31 +32,40 @@ def check_file(path: Path, *, force: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(path: Path, *, commit_mark: str) -> Iterator[Path]:
+def staged_directory(path: Path, *, commit_mark: str | None = None) -> Iterator[Path]:
     """A directory beside `path` to write into; moved into place when the block ends well, removed when it does not.
 
-    In a directory that holds other files these stay. `commit_mark` is removed first and moved last: where it is, the
-    files beside it belong to it.
+    In a directory that holds other files these stay. `commit_mark` names a file that is removed first and moved last:
+    where it is, the files beside it belong to it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _staging(path) as staging:
         yield staging
         _publish(staging, path, commit_mark)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """As `staged_directory`, for a single file; the name keeps its ending."""
+    with _staging(path) as staging:
+        yield staging / path.name
+        os.replace(staging / path.name, path)
+
+
+@contextlib.contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """A fresh directory on the same disk; it and parents made for it go when the block fails."""
+    missing = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield staging / path.name
-        os.replace(staging / path.name, path)
-    finally:
+        yield staging
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def file_hash(path: Path) -> str:
@@ -65,14 +74,15 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _publish(staging: Path, path: Path, commit_mark: str) -> None:
+def _publish(staging: Path, path: Path, commit_mark: str | None) -> None:
     for entry in staging.iterdir():
         _flush(entry)
     staging.chmod(0o755)
     if not path.exists() or not any(path.iterdir()):
         os.replace(staging, path)
         return
-    (path / commit_mark).unlink(missing_ok=True)
+    if commit_mark is not None:
+        (path / commit_mark).unlink(missing_ok=True)
     for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == commit_mark):
         os.replace(entry, path / entry.name)
 

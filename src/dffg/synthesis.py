@@ -31,8 +31,11 @@ from dffg.variability import VARIABILITIES, Transform, VariabilityOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One kept batch: `images` is (batch, ...) network input and `loss` is the loss of exactly these images, before
-    rounding to 8-bit pixels."""
+    """One kept batch: `images` is (batch, ...) network input.
+
+    `loss` is what its own pass measured: of exactly these images before rounding to 8-bit pixels, or, under input
+    diversity, of the view through which they were seen.
+    """
 
     images: Tensor
     chain: int

@@ -227,7 +227,7 @@ def test_explanation_of_the_exporter_is_cut_to_one_line(tmp_path, monkeypatch):
         raise RuntimeError("no such operator\nand a long report")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    with pytest.raises(ExportError, match="cannot be written as ONNX: no such operator$"):
+    with pytest.raises(ExportError, match=r"cannot be written as ONNX: no such operator$"):
         write_float(exported("plain").quantized.float_module, SPEC, tmp_path / "model.onnx")
 
 

@@ -57,7 +57,7 @@ def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no data at {path}.")
-    data = _load_folder(path, spec) if path.is_dir() else _load_npz(path, spec)
+    data = _load_folder(path, spec, labelled) if path.is_dir() else _load_npz(path, spec)
     if labelled and data.labels is None:
         raise InputError(f"{path} has no labels; add labels.csv with columns file,label, or `labels` in the .npz.")
     if not len(data):
@@ -93,22 +93,22 @@ def fit_picture(picture: Image.Image, height: int, width: int, crop_fraction: fl
     return picture.crop((left, top, left + width, top + height))
 
 
-def _load_folder(folder: Path, spec: ImageSpec) -> Data:
+def _load_folder(folder: Path, spec: ImageSpec, labelled: bool) -> Data:
     if not spec.is_pixels:
         raise InputError(f"{folder} holds pictures, but the network takes features; give an .npz with `features`.")
     if (folder / "labels.csv").exists():
         return _load_csv(folder, spec)
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
+    if not classes or not labelled:
         return Data(source=_pictures(folder), labels=None, spec=spec)
     files = [(path, index) for index, entry in enumerate(classes) for path in _pictures(entry)]
     return Data(source=[path for path, _ in files], labels=_labels([label for _, label in files]), spec=spec)
 
 
 def _load_csv(folder: Path, spec: ImageSpec) -> Data:
-    with (folder / "labels.csv").open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
     try:
+        with (folder / "labels.csv").open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
         files = [folder / row["file"] for row in rows]
         labels = _labels([int(row["label"]) for row in rows])
     except (KeyError, TypeError, ValueError) as error:
@@ -128,10 +128,13 @@ def _load_npz(path: Path, spec: ImageSpec) -> Data:
         raise InputError(f"{path} holds examples of shape {source.shape[1:]}, the network takes {spec.shape}.")
     if "images" in arrays and source.dtype != np.uint8:
         raise InputError(f"`images` in {path} is {source.dtype}; store uint8 pixels, or network inputs as `features`.")
-    labels = _labels(arrays["labels"]) if "labels" in arrays else None
+    labels = arrays.get("labels")
+    if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
+        raise InputError(f"`labels` in {path} are {labels.dtype} of shape {labels.shape}; give one whole number each.")
     if labels is not None and len(labels) != len(source):
         raise InputError(f"{path} holds {len(source)} examples but {len(labels)} labels.")
-    return Data(source=source if source.dtype == np.uint8 else source.astype(np.float32), labels=labels, spec=spec)
+    inputs = source if source.dtype == np.uint8 else source.astype(np.float32)
+    return Data(source=inputs, labels=None if labels is None else _labels(labels), spec=spec)
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from dffg.quant.simulate import Quantized
 
 REQUIRED_EQUAL_SHARE = 0.999
 REQUIRED_STEPS = 1
+ALLOWED_OUTPUT_ERROR = 1e-3
 _BATCH = 8
 
 
@@ -29,47 +30,59 @@ class SimulationMatch:
 
     equal_share and max_abs_difference_in_steps compare integers layer by layer, every layer of the simulation given
     the runtime's own inputs: a difference in rounding is then seen where it arises. worst_tensor is where fewest are
-    equal. top1 is the share of equal predictions end to end, where rounding ties have grown through the network.
+    equal. output_error compares the output in the same way: largest difference over largest value. top1 is the share
+    of equal predictions end to end, where rounding ties have grown through the network.
     """
 
     top1: float
     equal_share: float
     max_abs_difference_in_steps: int
     worst_tensor: str
+    output_error: float
     count: int
 
     @property
     def holds(self) -> bool:
         """Whether every layer computes in the runtime what was decided in torch."""
-        return self.equal_share >= REQUIRED_EQUAL_SHARE and self.max_abs_difference_in_steps <= REQUIRED_STEPS
+        return (
+            self.equal_share >= REQUIRED_EQUAL_SHARE
+            and self.max_abs_difference_in_steps <= REQUIRED_STEPS
+            and self.output_error <= ALLOWED_OUTPUT_ERROR
+        )
 
 
 def match_simulation(quantized: Quantized, path: Path, images: Tensor) -> SimulationMatch:
     """Run file and simulation on the same images, end to end and layer by layer."""
     runner = IntermediateRunner(path, [quantized_value_name(tensor.name) for tensor in quantized.tensors])
     equal, total, apart = Counter[str](), Counter[str](), 0
-    outputs, simulated = [], []
+    outputs, followed, simulated = [], [], []
     for batch in torch.split(images, _BATCH):
         output, values = runner.run(batch.numpy())
-        for name, steps in _steps_apart(quantized, batch, values).items():
+        steps_apart, answer = _follow(quantized, batch, values)
+        for name, steps in steps_apart.items():
             equal[name] += int((steps == 0).sum())
             total[name] += steps.size
             apart = max(apart, int(steps.max()))
         outputs.append(output)
+        followed.append(answer)
         with torch.no_grad():
             simulated.append(quantized.module(batch).numpy())
     worst = min(total, key=lambda name: equal[name] / total[name])
+    written = np.concatenate(outputs)
     return SimulationMatch(
-        top1=agreement(np.concatenate(simulated), np.concatenate(outputs)),
+        top1=agreement(np.concatenate(simulated), written),
         equal_share=equal[worst] / total[worst],
         max_abs_difference_in_steps=apart,
         worst_tensor=worst,
+        output_error=float(np.abs(np.concatenate(followed) - written).max() / max(np.abs(written).max(), 1e-30)),
         count=len(images),
     )
 
 
-def _steps_apart(quantized: Quantized, images: Tensor, values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Steps between simulation and runtime for every tensor; the simulation goes on with the runtime's integers."""
+def _follow(
+    quantized: Quantized, images: Tensor, values: dict[str, NDArray[Any]]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+    """Steps between simulation and runtime for every tensor, and the output, all from the runtime's own integers."""
     tensor_of = {tensor.levels: tensor.name for tensor in quantized.tensors}
     steps: dict[str, NDArray[Any]] = {}
 
@@ -81,8 +94,7 @@ def _steps_apart(quantized: Quantized, images: Tensor, values: dict[str, NDArray
         return torch.from_numpy(levels)
 
     with torch.no_grad():
-        Tap(quantized.module, visit).run(images)
-    return steps
+        return steps, Tap(quantized.module, visit).run(images).numpy()
 
 
 def layer_sqnr_db(quantized: Quantized, images: Tensor) -> dict[str, float]:

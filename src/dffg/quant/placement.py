@@ -18,8 +18,8 @@ _ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
 _POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
 _RELUS = (aten.relu.default, aten.relu6.default)
 _CLIPS = (aten.hardtanh.default, aten.clamp.default)
-# Their results are among their inputs' values, so they keep the inputs' scale and cost no rounding.
-_RANGE_PRESERVING = (
+# Their results are their inputs' values, so they keep the inputs' scale and cost no rounding.
+_REARRANGING = (
     aten.max_pool1d.default,
     aten.max_pool2d.default,
     aten.max_pool3d.default,
@@ -31,9 +31,7 @@ _RANGE_PRESERVING = (
     aten.unsqueeze.default,
     aten.permute.default,
     aten.transpose.int,
-    *_RELUS,
 )
-_SHAPE_ONLY = ("sym_size", "getitem", "_assert", "eq", "mul", "add", "floordiv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +102,19 @@ def _inputs_and_outputs_of_integer_operators(module: fx.GraphModule) -> set[fx.N
     wanted: set[fx.Node] = set()
     for node in module.graph.nodes:
         inputs = integer_inputs(node)
-        wanted.update(before_padding(tensor) for tensor in inputs)
+        wanted.update(_origin(before_padding(tensor)) for tensor in inputs)
         result = _after_activation(node)
         # A final layer writes float from integer inputs: rounding logits to 8 bits would only add ties.
         if inputs and not (calls(node, *WEIGHTED) and result is output):
             wanted.add(result)
     return wanted
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """Where the values of a rearranged tensor come from: quantized there, it is quantized everywhere."""
+    while calls(node, *_REARRANGING):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def _after_activation(node: fx.Node) -> fx.Node:
@@ -126,7 +131,7 @@ def _is_absorbable(node: fx.Node) -> bool:
 
 
 def _keeps_range(node: fx.Node) -> bool:
-    return calls(node, *_RANGE_PRESERVING)
+    return calls(node, *_REARRANGING, *_RELUS)
 
 
 def _are_float(nodes: list[fx.Node]) -> bool:

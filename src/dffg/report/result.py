@@ -134,7 +134,8 @@ def find_problems(kernels: Kernels, latency: Latency, match: SimulationMatch) ->
     if not match.holds:
         problems.append(
             f"the runtime disagrees with the simulation: in {match.worst_tensor} only {match.equal_share:.2%} of the "
-            f"integers are equal, and somewhere they are {match.max_abs_difference_in_steps} steps apart"
+            f"integers are equal, somewhere they are {match.max_abs_difference_in_steps} steps apart, and the output "
+            f"is off by {match.output_error:.1e} of its largest value"
         )
     if latency.quantized >= latency.float:
         problems.append(

@@ -17,7 +17,7 @@ def render(result: Result) -> RenderableType:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in _rows(result):
-        table.add_row(label, value)
+        table.add_row(label, Text(value))
     problems = [Text(f"! {problem}", style="bold yellow") for problem in result.problems]
     notes = [Text(f"  {note}", style="dim") for note in result.notes]
     return Group(table, *problems, *notes)
