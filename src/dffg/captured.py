@@ -72,6 +72,8 @@ def capture(
     Raises `CaptureError` where the network cannot be exported, with the exporter's reason, and `StatisticsError` where
     it has no BatchNorm, or one whose statistics are missing, negative, infinite or NaN.
     """
+    if isinstance(model, ExportedProgram) and input_shape is None:
+        input_shape = program_input_shape(model)
     spec, notes = _complete_spec(spec, input_shape, example_input)
     program, more_notes = _export(model, example_input, spec)
     module = _functional_module(program)
@@ -120,7 +122,8 @@ def _export(
     model: nn.Module | ExportedProgram, example_input: Tensor | None, spec: ImageSpec
 ) -> tuple[ExportedProgram, tuple[str, ...]]:
     if isinstance(model, ExportedProgram):
-        return _require_dynamic_batch(model), ()
+        _require_shape(model, spec)
+        return model, ()
     notes = ("the model was in train mode: captured in eval mode",) if model.training else ()
     try:
         quiet = copy.deepcopy(model).cpu().eval()
@@ -170,6 +173,13 @@ def _try_forward(model: nn.Module, example: Tensor, spec: ImageSpec) -> None:
             f"the network fails on an input of shape {shape}: {_first_line(error)}\n"
             "Give the right one with --input CxHxW."
         ) from error
+
+
+def _require_shape(program: ExportedProgram, spec: ImageSpec) -> None:
+    expected = program_input_shape(program)
+    if expected != spec.shape:
+        shapes = ["x".join(map(str, shape)) for shape in (expected, spec.shape)]
+        raise InputError(f"the exported program takes inputs of shape {shapes[0]}, not {shapes[1]}.")
 
 
 def _require_dynamic_batch(program: ExportedProgram) -> ExportedProgram:
