@@ -18,7 +18,7 @@ from dffg.cli import VERIFICATION_FAILED, _console, _show_result
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import OutputError, UnsupportedError
 from dffg.evaluation.data import load_data
-from dffg.evaluation.metrics import compare
+from dffg.evaluation.metrics import Accuracy, compare
 from dffg.images import SyntheticSet
 from dffg.output import file_hash
 from dffg.pipeline import evaluate, quantize
@@ -28,9 +28,10 @@ from dffg.synthesis import synthesize_set
 from tests.digits import SPEC, Digits, train_digits
 
 QUICK = SynthesisConfig(count=32, batch_size=16, steps=8, seed=1)
-# Points of top-1 at W4A4 by which synthetic images must beat N(0,1) noise; measured: about 9, and about 0 against
-# uniform noise within the bounds, which this easy network is content with.
-MARGIN_OVER_NOISE = 4.0
+# Points of top-1 at W4A4 by which synthetic images must beat N(0,1) noise, and their share of its KL divergence.
+# Measured over four trainings: 3.9 to 20 points, 0.12 to 0.46. Uniform noise within the bounds ties on this easy network.
+MARGIN_OVER_NOISE = 2.0
+SHARE_OF_DIVERGENCE = 0.6
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +112,21 @@ def test_synthetic_images_beat_noise_at_four_bits(digits: Digits) -> None:
     with torch.no_grad():
         expected = digits.model(inputs).numpy()
 
-    def drop(images: torch.Tensor) -> float:
+    def measure(images: torch.Tensor) -> Accuracy:
         quantized = simulate(captured, [images], QuantizationConfig(bits="W4A4"))
         with torch.no_grad():
             answer = quantized.module(inputs).numpy()
-        return compare(expected, answer, digits.labels).drop_points
+        return compare(expected, answer, digits.labels)
 
     synthetic, noise = [], []
     for seed in range(3):
         made = synthesize_set(captured, SynthesisConfig(seed=seed, batch_size=32))
-        synthetic.append(drop(torch.from_numpy(made.inputs)))
-        noise.append(drop(torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(seed))))
-    assert statistics.mean(noise) - statistics.mean(synthetic) > MARGIN_OVER_NOISE
+        synthetic.append(measure(torch.from_numpy(made.inputs)))
+        noise.append(measure(torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(seed))))
+    ours, theirs = (statistics.mean(found.drop_points for found in cell) for cell in (synthetic, noise))
+    assert theirs - ours > MARGIN_OVER_NOISE
+    ours, theirs = (statistics.mean(found.kl_to_float for found in cell) for cell in (synthetic, noise))
+    assert ours < SHARE_OF_DIVERGENCE * theirs
 
 
 def test_real_data_takes_the_place_of_synthesis(digits: Digits, labelled: Path, tmp_path: Path) -> None:

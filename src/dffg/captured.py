@@ -179,7 +179,7 @@ def _require_shape(program: ExportedProgram, spec: ImageSpec) -> None:
     expected = program_input_shape(program)
     if expected != spec.shape:
         shapes = ["x".join(map(str, shape)) for shape in (expected, spec.shape)]
-        raise InputError(f"the exported program takes inputs of shape {shapes[0]}, not {shapes[1]}.")
+        raise InputError(f"the exported program takes inputs of shape {shapes[0]}, not {shapes[1]}; leave --input out.")
 
 
 def _require_dynamic_batch(program: ExportedProgram) -> ExportedProgram:
