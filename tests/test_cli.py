@@ -125,6 +125,13 @@ def run(*arguments: object) -> Ended:
     return Ended(ended.value.code, out.getvalue(), err.getvalue())
 
 
+def tiny_network(folder: Path) -> object:
+    """The network `tiny` of the module that the tests write into their folder."""
+    namespace: dict[str, object] = {}
+    exec((folder / f"{MODULE}.py").read_text(), namespace)
+    return namespace["tiny"]()
+
+
 def python(code: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
@@ -251,7 +258,7 @@ def test_accuracy_of_a_run_is_that_of_its_file(overwritten, labelled):
     inputs = ((data["images"] / np.float32(255) - np.float32(0.5)) / np.float32(0.25)).astype(np.float32)
     right = outputs_of(out / "model.onnx", inputs).argmax(1) == data["labels"]
     with torch.no_grad():
-        float_right = sys.modules[MODULE].tiny()(torch.from_numpy(inputs)).argmax(1).numpy() == data["labels"]
+        float_right = tiny_network(here)(torch.from_numpy(inputs)).argmax(1).numpy() == data["labels"]
     assert accuracy["quantized_top1"] == pytest.approx(100 * right.mean())
     assert accuracy["float_top1"] == pytest.approx(100 * float_right.mean())
     assert accuracy["drop_points"] == pytest.approx(100 * (float_right.mean() - right.mean()))
@@ -373,7 +380,7 @@ def test_inspect_shows_batch_norms_and_writes_nothing(here):
         ("4", 12, True),
     ]
     assert plain["quantized_layers"] == 3
-    assert plain["parameters"] == sum(p.numel() for p in sys.modules[MODULE].tiny().parameters())
+    assert plain["parameters"] == sum(p.numel() for p in tiny_network(here).parameters())
     text = run("inspect", *TINY)
     assert text.code == 0
     assert "3 layers" in text.out
@@ -384,7 +391,7 @@ def test_inspect_shows_batch_norms_and_writes_nothing(here):
 
 def test_pt2_file_describes_its_own_shape(here):
     program = torch.export.export(
-        sys.modules[MODULE].tiny(),
+        tiny_network(here),
         (torch.zeros(2, 3, 16, 16),),
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
     )
@@ -495,7 +502,7 @@ def test_bad_input_is_explained_by_every_command(earlier, command, case):
 
 def test_pt2_file_with_another_shape_is_refused(earlier, here):
     program = torch.export.export(
-        sys.modules[MODULE].tiny(),
+        tiny_network(here),
         (torch.zeros(2, 3, 16, 16),),
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
     )

@@ -398,11 +398,16 @@ def in_capitals(archive, marker):
     return {**renamed, "DATA/SAMPLE_INPUTS/model.pt": torch_saved(Evil(marker))}
 
 
-def with_expression(archive, marker):
+def with_expression(archive, marker, spell=str):
     """Sizes are expressions, which are evaluated as Python."""
-    call = f"__import__('os').mkdir('{marker}')"
+    call = spell(f"__import__('os').mkdir('{marker}')")
     model = archive["models/model.json"].decode()
     return {**archive, "models/model.json": re.sub(r'"expr_str": "[^"]*"', f'"expr_str": "{call}"', model)}
+
+
+def without_quotes(code: str) -> str:
+    """The same as arithmetic to look at: no quotes, no dots, no name directly before a parenthesis."""
+    return "(exec)(" + "+".join(f"(chr)({ord(character)})" for character in code) + ")"
 
 
 def of_old_format(archive, marker):
@@ -442,6 +447,7 @@ MALICIOUS = {
     "old-constants": lambda archive, marker: {**archive, "data/constants/model.pt": torch_saved(Evil(marker))},
     "in-capitals": in_capitals,
     "expression": with_expression,
+    "expression-without-quotes": lambda archive, marker: with_expression(archive, marker, without_quotes),
 }
 
 

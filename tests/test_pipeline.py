@@ -29,7 +29,7 @@ from tests.digits import SPEC, Digits, train_digits
 
 QUICK = SynthesisConfig(count=32, batch_size=16, steps=8, seed=1)
 # Points of top-1 at W4A4 by which synthetic images must beat N(0,1) noise, and their share of its KL divergence.
-# Measured over four trainings: 3.9 to 20 points, 0.12 to 0.46. Uniform noise within the bounds ties on this easy network.
+# Measured over four trainings: 3.9 to 20 points, 0.12 to 0.46. Uniform noise within the bounds ties on this network.
 MARGIN_OVER_NOISE = 2.0
 SHARE_OF_DIVERGENCE = 0.6
 
