@@ -295,3 +295,19 @@ def test_damaged_statistics_name_the_layer_and_the_channels(buffer, value):
         getattr(model.block[1], buffer)[[2, 7]] = value
     with pytest.raises(StatisticsError, match=r"BatchNorm block\.1 has NaN.*in 2 of 16 channels \(first: \[2, 7\]\)"):
         capture(model, spec=SPEC)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 4, (3, 4)])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_named_padding_becomes_numbers(kernel, dilation):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, kernel, padding="same", dilation=dilation)
+    model = randomize(nn.Sequential(layer, nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding="valid", bias=False)))
+    made = capture(model, spec=ImageSpec(shape=(3, 12, 10)))
+    targets = {node.target for node in made.module.graph.nodes}
+    assert torch.ops.aten.conv2d.default in targets
+    assert torch.ops.aten.conv2d.padding not in targets
+    x = inputs((3, 12, 10), 5)
+    assert torch.allclose(made.module(x), model(x), rtol=1e-5, atol=1e-6)
+    assert len(made.batch_norms) == 1

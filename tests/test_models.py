@@ -410,6 +410,26 @@ def without_quotes(code: str) -> str:
     return "(exec)(" + "+".join(f"(chr)({ord(character)})" for character in code) + ")"
 
 
+def with_operator(archive, marker):
+    """An operator of torch that makes, or enlarges, a file when the network is run for the first time."""
+    model = json.loads(archive["models/model.json"])
+    graph = model["graph_module"]["graph"]
+    values = {"filename": {"as_string": str(marker)}, "shared": {"as_bool": True}, "size": {"as_int": 4096}}
+    graph["tensor_values"]["opened"] = graph["tensor_values"]["relu"]
+    graph["nodes"].insert(
+        1,
+        {
+            "target": "torch.ops.aten.from_file.default",
+            "inputs": [{"name": name, "arg": value, "kind": 1} for name, value in values.items()],
+            "outputs": [{"as_tensor": {"name": "opened"}}],
+            "metadata": {},
+            "is_hop_single_tensor_return": None,
+            "name": "opened",
+        },
+    )
+    return {**archive, "models/model.json": json.dumps(model)}
+
+
 def of_old_format(archive, marker):
     from torch._export.serde.schema import SCHEMA_VERSION
 
@@ -447,6 +467,7 @@ MALICIOUS = {
     "old-constants": lambda archive, marker: {**archive, "data/constants/model.pt": torch_saved(Evil(marker))},
     "in-capitals": in_capitals,
     "expression": with_expression,
+    "operator-on-files": with_operator,
     "expression-without-quotes": lambda archive, marker: with_expression(archive, marker, without_quotes),
 }
 

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +18,11 @@ from dffg.images import ImageSpec
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 _IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
+_NAMED_PADDINGS: dict[Any, Any] = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
 _RELATIVE_TOLERANCE = 1e-4
 
 
@@ -226,9 +232,32 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
         return
     if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
         node.target = _out_of_place(node.target)
+    if calls(node, *_NAMED_PADDINGS):
+        _write_padding_out(graph, node)
     if calls(node, *_DROPOUTS, *_IDENTITIES):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)
+
+
+def _write_padding_out(graph: fx.Graph, node: fx.Node) -> None:
+    """`padding="same"` as numbers, so that later passes know one form of a convolution.
+
+    Where an odd total cannot be halved, the larger half comes last, in a padding of its own.
+    """
+    defaults = (None, None, None, [1], "valid", [1], 1)
+    arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
+    source, weight, bias, strides, padding, dilations, groups = arguments
+    kernel = weight.meta["val"].shape[2:]
+    strides, dilations = (list(values) * (len(kernel) // len(values)) for values in (strides, dilations))
+    totals = [d * (size - 1) if padding == "same" else 0 for d, size in zip(dilations, kernel)]
+    if any(total % 2 for total in totals):
+        sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+        with graph.inserting_before(node):
+            padded = graph.call_function(aten.pad.default, (source, sides))
+        padded.meta["val"] = torch.nn.functional.pad(source.meta["val"], sides)
+        source, totals = padded, [0] * len(totals)
+    node.args = (source, weight, bias, strides, [total // 2 for total in totals], dilations, groups)
+    node.target = _NAMED_PADDINGS[node.target]
 
 
 def _out_of_place(operator: torch._ops.OpOverload) -> torch._ops.OpOverload:

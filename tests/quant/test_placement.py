@@ -72,6 +72,29 @@ def test_every_spelling_of_global_pooling_is_one_operator(pool):
     assert torch.allclose(module(x), model(x).mean((2, 3)), atol=1e-6)
 
 
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_global_pooling_is_found_for_any_number_of_axes(dims, adaptive):
+    conv, norm, pool = {
+        1: (nn.Conv1d, nn.BatchNorm1d, F.adaptive_avg_pool1d),
+        3: (nn.Conv3d, nn.BatchNorm3d, F.adaptive_avg_pool3d),
+    }[dims]
+    axes = tuple(range(2, 2 + dims))
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = randomize(nn.Sequential(conv(3, 4, 3), norm(4)))
+
+        def forward(self, x):
+            return pool(self.body(x), 1).flatten(1) if adaptive else self.body(x).mean(axes)
+
+    model, shape = Pooled(), (3, *[6] * dims)
+    module = prepare(capture(model, spec=ImageSpec(shape=shape)).module)
+    assert sum(calls(node, GLOBAL_AVERAGE_POOL) for node in module.graph.nodes) == 1
+    assert torch.allclose(module(inputs(shape)), model.eval()(inputs(shape)), atol=1e-6)
+
+
 @pytest.mark.parametrize("pool", [lambda x: x.mean(1), lambda x: x.mean((1, 2)), lambda x: F.adaptive_avg_pool2d(x, 2)])
 def test_other_means_are_not_global_pooling(pool):
     source, _, left = placed(lambda self, x: pool(x))

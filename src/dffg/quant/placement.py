@@ -16,6 +16,11 @@ from dffg.quant.operators import GLOBAL_AVERAGE_POOL
 
 _ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
 _POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
+_ADAPTIVE_POOLS = (
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+)
 _RELUS = (aten.relu.default, aten.relu6.default)
 _CLIPS = (aten.hardtanh.default, aten.clamp.default)
 # Their results are their inputs' values, so they keep the inputs' scale and cost no rounding.
@@ -146,19 +151,21 @@ def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
 
 
 def _is_global_pool(node: fx.Node) -> bool:
-    if calls(node, aten.adaptive_avg_pool2d.default):
-        return list(node.args[1]) == [1, 1]  # type: ignore[arg-type]
-    if not calls(node, aten.mean.dim):
+    value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
+    if not isinstance(value, Tensor) or value.dim() < 3:
         return False
-    value = node.args[0].meta.get("val")  # type: ignore[union-attr]
-    return isinstance(value, Tensor) and value.dim() == 4 and sorted(dim % 4 for dim in node.args[1]) == [2, 3]  # type: ignore
+    if calls(node, *_ADAPTIVE_POOLS):
+        return set(node.args[1]) == {1}  # type: ignore[arg-type]
+    spatial = list(range(2, value.dim()))
+    return calls(node, aten.mean.dim) and sorted(dim % value.dim() for dim in node.args[1]) == spatial  # type: ignore
 
 
 def _replace_global_pool(module: fx.GraphModule, node: fx.Node) -> None:
     flat = calls(node, aten.mean.dim) and not argument(node, 2, False)
+    ones = [1] * (node.args[0].meta["val"].dim() - 2)  # type: ignore[union-attr]
     with module.graph.inserting_before(node):
         pooled = module.graph.call_function(GLOBAL_AVERAGE_POOL, (node.args[0],))
-        pooled.meta["val"] = node.meta["val"].reshape(*node.meta["val"].shape[:2], 1, 1)
+        pooled.meta["val"] = node.meta["val"].reshape(*node.meta["val"].shape[:2], *ones)
         result = module.graph.call_function(aten.flatten.using_ints, (pooled, 1)) if flat else pooled
         result.meta["val"] = node.meta["val"] if flat else pooled.meta["val"]
     node.replace_all_uses_with(result)
