@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -20,10 +21,18 @@ _PLAIN_MEMBERS = re.compile(
     r"|data/sample_inputs/\w+\.pt|models/\w+\.json|archive_format|archive_version|byteorder"
     r"|\.data/version|\.data/serialization_id)"
 )
-_SYMBOL = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
 _SYMPY_CALLS = frozenset(
-    {"Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "Eq", "Ne"}
+    {"Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "Eq", "Ne"}
     | {"FloorDiv", "CeilDiv", "PythonMod", "CleanDiv"}
+)
+_ARITHMETIC_NODES = (
+    *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword),
+    *(ast.BinOp, ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop, ast.cmpop),
+)
+_SIZE_ARITHMETIC = frozenset(
+    {"_operator.getitem", "torch.sym_max", "torch.sym_min", "torch.sym_float", "torch.sym_int", "torch.sym_not"}
+    | {f"_operator.{name}" for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "pow", "truediv")}
+    | {f"_operator.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 )
 
 
@@ -55,8 +64,9 @@ def _suspicions(archive: zipfile.ZipFile) -> Iterator[str]:
         elif name.endswith("_config.json"):
             yield from _pickled_entries(name, json.loads(archive.read(name)))
         elif name.endswith(".json"):
-            expressions = _expressions(json.loads(archive.read(name)))
-            yield from (f"the expression {text!r}" for text in expressions if not _is_arithmetic(text))
+            model = json.loads(archive.read(name))
+            yield from (f"the expression {text!r}" for text in _entries(model, "expr_str") if not _is_arithmetic(text))
+            yield from (f"the operator {text!r}" for text in _entries(model, "target") if not _is_computation(text))
 
 
 def _pickled_entries(name: str, config: Any) -> Iterator[str]:
@@ -67,25 +77,44 @@ def _pickled_entries(name: str, config: Any) -> Iterator[str]:
             yield f"the pickled tensor {key} in {name}"
 
 
-def _expressions(value: Any) -> Iterator[str]:
-    """Every text that the loader would hand to sympy, which evaluates it as Python."""
+def _entries(value: Any, name: str) -> Iterator[str]:
+    """Every entry of this name in a JSON document, at any depth."""
     if isinstance(value, dict):
         for key, entry in value.items():
-            if key == "expr_str":
+            if key == name:
                 yield str(entry)
-            else:
-                yield from _expressions(entry)
+            yield from _entries(entry, name)
     elif isinstance(value, list):
         for entry in value:
-            yield from _expressions(entry)
+            yield from _entries(entry, name)
+
+
+def _is_computation(target: str) -> bool:
+    """torch's tensor operators, except the one that opens files, and arithmetic on sizes."""
+    operator = re.fullmatch(r"torch\.ops\.aten\.(\w+)(\.\w+)?", target)
+    if operator:
+        return operator[1] != "from_file"
+    return target in _SIZE_ARITHMETIC
 
 
 def _is_arithmetic(text: str) -> bool:
-    """Symbols, whole numbers, operators, and calls of sympy's arithmetic only."""
-    text = _SYMBOL.sub("symbol", text)
-    if "__" in text or not re.fullmatch(r"[\w\s+\-*/%(),<>=&|~]*", text):
+    """Symbols, whole numbers, operators, and calls of sympy's arithmetic by name only.
+
+    sympy evaluates the text as Python: it is parsed here, and everything that is not on the list is refused.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError):
         return False
-    return set(re.findall(r"(\w+)\s*\(", text)) <= _SYMPY_CALLS
+    return all(isinstance(node, _ARITHMETIC_NODES) and _is_harmless(node) for node in nodes)
+
+
+def _is_harmless(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in _SYMPY_CALLS
+    if isinstance(node, ast.Name):
+        return "__" not in node.id
+    return not isinstance(node, ast.Constant) or isinstance(node.value, int) or str(node.value).isidentifier()
 
 
 def _is_plain_pickle(content: bytes) -> bool:

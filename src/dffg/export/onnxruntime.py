@@ -34,6 +34,9 @@ FLOAT_KERNELS = frozenset(
 )
 _ERRORS_ONLY = 3
 
+# Nothing about anyone's network leaves the machine through us.
+onnxruntime.disable_telemetry_events()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
