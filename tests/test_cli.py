@@ -251,7 +251,7 @@ def outputs_of(path: Path, inputs: np.ndarray) -> np.ndarray:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": inputs})[0]
 
 
-def test_accuracy_of_a_run_is_that_of_its_file(overwritten, labelled):
+def test_accuracy_of_a_run_is_that_of_its_file(overwritten, labelled, here):
     ended, out = overwritten
     accuracy = json.loads(ended.out)["accuracy"]
     data = np.load(labelled)
