@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks import records
-from benchmarks.networks import Benchmark, load_benchmark
+from benchmarks.networks import Benchmark, load_benchmarks
 from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import kl_divergence
@@ -48,13 +48,9 @@ JUDGED_IMAGES = 96
 
 def run(networks: list[str], seeds: list[int], changes: list[str]) -> None:
     """Measure every change on every network, and append the results."""
-    for network in networks:
-        benchmark = load_benchmark(network)
-        if isinstance(benchmark, str):
-            print(benchmark)
-            continue
+    for benchmark in load_benchmarks(networks):
         captured = capture(benchmark.model, spec=benchmark.spec)
-        judge = benchmark.calibration.first(JUDGED_IMAGES if "cifar" not in network else 1024)
+        judge = benchmark.calibration.first(JUDGED_IMAGES if "cifar" not in benchmark.name else 1024)
         judged = np.concatenate(list(judge.batches()))
         for seed in seeds:
             _measure(benchmark, captured, "real images", benchmark.real_images(64, seed), judged, seed)

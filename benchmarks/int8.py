@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks import records
-from benchmarks.networks import Benchmark, load_benchmark, outputs_of
+from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
 from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import agreement, compare
@@ -60,11 +60,7 @@ SOURCES: dict[str, Source] = {
 
 def run_suite(networks: list[str], seeds: list[int], sources: list[str], ranges: list[str]) -> None:
     """Measure every cell and append it to the results."""
-    for network in networks:
-        benchmark = load_benchmark(network)
-        if isinstance(benchmark, str):
-            print(benchmark)
-            continue
+    for benchmark in load_benchmarks(networks):
         captured = capture(benchmark.model, spec=benchmark.spec)
         reference = outputs_of(benchmark.model, benchmark.evaluation)
         for seed in seeds:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks import records
-from benchmarks.networks import load_benchmark
+from benchmarks.networks import load_benchmarks
 from dffg.captured import capture
 from dffg.config import SynthesisConfig
 from dffg.export.onnx import write_float, write_quantized
@@ -27,11 +27,7 @@ SUITE = "latency"
 
 def run_suite(networks: list[str], rounds: int, batch: int) -> None:
     """Measure in turns, one session alive at a time, and append medians and ratios of each round."""
-    for network in networks:
-        benchmark = load_benchmark(network)
-        if isinstance(benchmark, str):
-            print(benchmark)
-            continue
+    for benchmark in load_benchmarks(networks):
         captured = capture(benchmark.model, spec=benchmark.spec)
         images = synthesize_set(captured, SynthesisConfig()).inputs
         with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +36,7 @@ def run_suite(networks: list[str], rounds: int, batch: int) -> None:
             write_float(quantized.float_module, captured.spec, paths["float"])
             write_quantized(quantized, captured.spec, paths["ours"])
             quantize_static(paths["float"], paths["quantize_static"], images)
-            record = _compare(network, paths, images[:batch], rounds)
+            record = _compare(benchmark.name, paths, images[:batch], rounds)
         records.append(SUITE, record)
         print(record, flush=True)
 

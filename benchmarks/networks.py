@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dffg.errors import DffgError
 from dffg.evaluation.data import Data, load_data
 from dffg.images import Array, ImageSpec
 from dffg.models import load_model, load_weights
@@ -159,12 +160,15 @@ NETWORKS: dict[str, Callable[[], Benchmark]] = {
 }
 
 
-def load_benchmark(name: str) -> Benchmark | str:
-    """The network, or the reason why it cannot be measured here."""
-    try:
-        return NETWORKS[name]()
-    except Exception as error:
-        return f"skipped {name}: {error}"
+def load_benchmarks(names: Iterable[str]) -> Iterator[Benchmark]:
+    """The networks that can be measured here; for the others the reason is printed."""
+    for name in names:
+        try:
+            benchmark = NETWORKS[name]()
+        except (DffgError, OSError, KeyError) as error:
+            print(f"skipped {name}: {error}")
+        else:
+            yield benchmark
 
 
 def outputs_of(model: nn.Module, data: Data) -> Array:

@@ -101,8 +101,9 @@ def snapshots(
     """As `synthesize`, with chain, step and loss of every kept batch."""
     started = time.monotonic()
     made = 0
+    objective = Objective(captured, per_image=config.statistics == "image")
     for chain in range(chains_needed(config)):
-        for snapshot in run_chain(captured, config, chain):
+        for snapshot in run_chain(captured, config, chain, objective):
             late = config.max_seconds is not None and time.monotonic() - started > config.max_seconds
             keep = _is_kept(snapshot.step, config) or (late and made == 0)
             if keep:
@@ -116,13 +117,17 @@ def snapshots(
                 return
 
 
-def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterator[Snapshot]:
+def run_chain(
+    captured: Captured, config: SynthesisConfig, chain: int, objective: Objective | None = None
+) -> Iterator[Snapshot]:
     """One chain, every step of it: the images after `step` updates, with their loss.
+
+    `objective` is made for the configuration where it is not given; many chains share one.
 
     Idea 2 and 4 of the paper meet here. The pass that yields the next gradient is also the one that scores the current
     images, so the last images of a chain are scored and no update is made for nothing: `steps` passes, `steps` images.
     """
-    objective = Objective(captured, per_image=config.statistics == "image")
+    objective = objective or Objective(captured, per_image=config.statistics == "image")
     generator = torch.Generator().manual_seed(_chain_seed(config.seed, chain))
     low, high = (torch.from_numpy(bound) for bound in captured.spec.input_bounds())
     width = high - low
