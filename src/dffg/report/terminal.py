@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +38,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     rows = [
         ("network", f"{result.model}, {result.scheme} for {result.target}"),
         ("images", f"{result.images.count} {result.images.source}, {result.images.passes} passes each"),
-        ("size", f"{size['float'] / 1e6:.1f} MB -> {size['quantized'] / 1e6:.1f} MB"),
+        ("size", f"{decimal(size['float'])} -> {decimal(size['quantized'])}"),
         (
             "latency",
             f"{latency.float:.2f} ms -> {latency.quantized:.2f} ms ({latency.speedup:.1f}x), batch {latency.batch}, "
@@ -68,7 +69,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         )
     )
     if result.peak_memory_bytes:
-        rows.append(("peak memory", f"{result.peak_memory_bytes / 1e9:.2f} GB"))
+        rows.append(("peak memory", decimal(result.peak_memory_bytes)))
     rows.append(("written to", result.path))
     return rows
 
