@@ -15,7 +15,8 @@ from onnx import numpy_helper
 from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.export.onnx import quantized_value_name
-from dffg.export.verification import SimulationMatch, layer_sqnr_db, match_simulation
+from dffg.export.onnxruntime import IntermediateRunner
+from dffg.export.verification import SimulationMatch, _follow, layer_sqnr_db, match_simulation
 from dffg.quant.simulate import simulate
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, normalized
 
@@ -236,3 +237,18 @@ def test_layer_sqnr_falls_with_fewer_bits():
         assert all(more[name] > fewer[name] for name in LAYERS)
         # two bits are worth 12 dB; images that leave the calibrated ranges blur this towards the end
         assert more["stem.0"] > fewer["stem.0"] + 9
+
+
+def test_the_simulation_goes_on_with_the_integers_of_the_runtime():
+    quantized, images = exported(NAME).quantized, normalized(4, seed=9)
+    runner = IntermediateRunner(exported(NAME).path, [quantized_value_name(tensor) for tensor in TENSORS])
+    _, values = runner.run(images.numpy())
+    steps, answer = _follow(quantized, images, values)
+    moved = values[quantized_value_name(TENSORS[0])]
+    values[quantized_value_name(TENSORS[0])] = np.where(moved < 128, moved + 100, moved - 100).astype(np.uint8)
+    moved_steps, moved_answer = _follow(quantized, images, values)
+    assert steps[TENSORS[0]].max() == 0
+    assert moved_steps[TENSORS[0]].min() == 100
+    assert moved_steps[TENSORS[1]].max() > 1  # computed from what was moved, compared with what was not
+    assert np.array_equal(moved_steps[TENSORS[-1]], steps[TENSORS[-1]])  # and so on: every layer for itself
+    assert np.array_equal(moved_answer, answer)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from dffg.evaluation.metrics import Accuracy
 from dffg.inspection import Inspection
-from dffg.report.result import Result
+from dffg.report.result import Images, Result
 
 
 def render(result: Result) -> RenderableType:
@@ -22,6 +22,11 @@ def render(result: Result) -> RenderableType:
     problems = [Text(f"! {problem}", style="bold yellow") for problem in result.problems]
     notes = [Text(f"  {note}", style="dim") for note in result.notes]
     return Group(table, *problems, *notes)
+
+
+def _describe_images(images: Images) -> str:
+    passes = f", {images.passes} passes each" if images.passes else ""
+    return f"{images.count} {images.source}{passes}"
 
 
 def describe_accuracy(accuracy: Accuracy) -> str:
@@ -37,7 +42,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     kernels = result.kernels
     rows = [
         ("network", f"{result.model}, {result.scheme} for {result.target}"),
-        ("images", f"{result.images.count} {result.images.source}, {result.images.passes} passes each"),
+        ("images", _describe_images(result.images)),
         ("size", f"{decimal(size['float'])} -> {decimal(size['quantized'])}"),
         (
             "latency",
