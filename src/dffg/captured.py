@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from dffg.errors import CaptureError, InputError, StatisticsError
+from dffg.errors import CaptureError, InputError, StatisticsError, first_line
 from dffg.graph import BATCH_NORM, aten, calls, is_stored, layer_name, optional_tensor, stored_tensor
 from dffg.images import ImageSpec
 
@@ -145,7 +145,7 @@ def _export(
             return torch.export.export(quiet, (example,), dynamic_shapes=({0: Dim.DYNAMIC},)), notes
     except Exception as error:
         raise CaptureError(
-            f"torch.export cannot capture this network: {_first_line(error)}\nUsual causes are Python control flow on "
+            f"torch.export cannot capture this network: {first_line(error)}\nUsual causes are Python control flow on "
             "tensor values, calls to .item() or numpy inside forward, and shapes that fix the batch size; change those "
             "lines, or export it yourself with torch.export and give the .pt2 file."
         ) from error
@@ -176,7 +176,7 @@ def _try_forward(model: nn.Module, example: Tensor, spec: ImageSpec) -> None:
     except Exception as error:
         shape = "x".join(map(str, spec.shape))
         raise InputError(
-            f"the network fails on an input of shape {shape}: {_first_line(error)}\n"
+            f"the network fails on an input of shape {shape}: {first_line(error)}\n"
             "Give the right one with --input CxHxW."
         ) from error
 
@@ -188,8 +188,10 @@ def _require_shape(program: ExportedProgram, spec: ImageSpec) -> None:
         raise InputError(f"the exported program takes inputs of shape {shapes[0]}, not {shapes[1]}; leave --input out.")
 
 
-def _require_dynamic_batch(program: ExportedProgram) -> ExportedProgram:
-    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+def _dynamic_input(program: ExportedProgram) -> fx.Node:
+    """The one input of a program, whose batch must not be fixed."""
+    names = program.graph_signature.user_inputs
+    inputs: list[fx.Node] = [node for node in program.graph.nodes if node.name in names]
     if len(inputs) != 1:
         raise CaptureError(f"the program has {len(inputs)} inputs; only one is supported yet.")
     if isinstance(inputs[0].meta["val"].shape[0], int):
@@ -197,14 +199,12 @@ def _require_dynamic_batch(program: ExportedProgram) -> ExportedProgram:
             f"the program was exported with a fixed batch of {inputs[0].meta['val'].shape[0]}; export it with "
             "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)."
         )
-    return program
+    return inputs[0]
 
 
 def program_input_shape(program: ExportedProgram) -> tuple[int, ...]:
     """Shape of one example, read from an exported program."""
-    user_input = _require_dynamic_batch(program).graph_signature.user_inputs[0]
-    node = next(node for node in program.graph.nodes if node.name == user_input)
-    return tuple(int(size) for size in node.meta["val"].shape[1:])
+    return tuple(int(size) for size in _dynamic_input(program).meta["val"].shape[1:])
 
 
 def _functional_module(program: ExportedProgram) -> fx.GraphModule:
@@ -320,7 +320,3 @@ def _check_statistics(norm: BatchNorm) -> None:
             f"BatchNorm {norm.name} has NaN, infinite or negative statistics in {int(bad.sum())} of {len(bad)} "
             f"channels (first: {channels}); the weights are damaged or were not loaded."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

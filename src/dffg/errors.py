@@ -33,3 +33,8 @@ class UnsupportedError(DffgError):
 
 class ExportError(DffgError):
     """A file that could not be written as standard ONNX."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says first, without what it prints below; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

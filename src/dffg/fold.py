@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, fx
 
 from dffg.captured import BatchNorm, Captured, find_batch_norms
-from dffg.graph import WEIGHTED, add_tensor, argument, calls, copy_module, is_stored, optional_tensor, stored_tensor
+from dffg.graph import (
+    WEIGHTED,
+    add_tensor,
+    argument,
+    calls,
+    copy_module,
+    is_stored,
+    layer_name,
+    optional_tensor,
+    stored_tensor,
+)
 
 
 def fold_batch_norms(captured: Captured) -> fx.GraphModule:
@@ -79,7 +89,7 @@ def _fold(module: fx.GraphModule, norm: BatchNorm) -> None:
     weight, bias = folded_parameters(module, norm)
     layer = norm.input
     # The name of the layer's module is kept as a prefix: it is what the user knows the layer by.
-    layer.meta["dffg_name"] = _name(layer)
+    layer.meta["dffg_name"] = layer_name(layer)
     name = layer.name
     rest = layer.args[3:]
     layer.args = (
@@ -90,10 +100,6 @@ def _fold(module: fx.GraphModule, norm: BatchNorm) -> None:
     )
     norm.node.replace_all_uses_with(layer)
     module.graph.erase_node(norm.node)
-
-
-def _name(layer: fx.Node) -> str:
-    return str(layer.args[1].target).rpartition(".")[0] or layer.name  # type: ignore[union-attr]
 
 
 def _format(weight: Tensor) -> torch.memory_format:

@@ -51,14 +51,6 @@ def layer_name(node: fx.Node) -> str:
     return path or node.name
 
 
-def example_shape(node: fx.Node) -> tuple[int, ...] | None:
-    """Shape recorded at capture, with the batch dimension as 0; None where it is not a plain tensor."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return None
-    return tuple(size if isinstance(size, int) else 0 for size in value.shape)
-
-
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
     """A module with its own graph, whose tensors are shared with the original."""
     graph = fx.Graph()
@@ -78,17 +70,15 @@ def with_output(module: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
 
 
 def add_tensor(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
-    """Store `value` as a buffer and read it at the start of the graph, where every pass may use it."""
-    module.register_buffer(unused_name(module, name), value)
-    with module.graph.inserting_before(next(iter(module.graph.nodes))):
-        return module.graph.get_attr(name)
+    """Store `value` as a buffer and read it at the start of the graph, where every pass may use it.
 
-
-def unused_name(module: fx.GraphModule, name: str) -> str:
-    """Check that a buffer name is free; two passes must not write the same one."""
+    The name must be free; two passes must not write the same one.
+    """
     if hasattr(module, name):
         raise ValueError(f"{name} is stored twice")
-    return name
+    module.register_buffer(name, value)
+    with module.graph.inserting_before(next(iter(module.graph.nodes))):
+        return module.graph.get_attr(name)
 
 
 class Tap(fx.Interpreter):

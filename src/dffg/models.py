@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 
 from dffg.archive import refuse_code
 from dffg.captured import program_input_shape
-from dffg.errors import InputError
+from dffg.errors import InputError, first_line
 from dffg.images import ImageSpec
 
 FORMS = "demo:NAME, timm:NAME, torchvision:NAME, package.module:factory or a .pt2 file"
@@ -92,7 +92,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            f"{path} cannot be read as weights: {str(error).partition(chr(10))[0]}\nGive .safetensors, or a .pth file "
+            f"{path} cannot be read as weights: {first_line(error)}\nGive .safetensors, or a .pth file "
             "that holds only tensors (torch.save(model.state_dict(), ...))."
         ) from error
     for wrapper in ("state_dict", "model"):
@@ -114,7 +114,7 @@ def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:
     try:
         program = torch.export.load(path)
     except Exception as error:
-        raise InputError(f"{path} is not a readable torch.export archive: {_first_line(error)}") from error
+        raise InputError(f"{path} is not a readable torch.export archive: {first_line(error)}") from error
     spec = ImageSpec(shape=program_input_shape(program), source="default")
     return Loaded(model=program, spec=spec, name=path.name)
 
@@ -184,7 +184,7 @@ def _load_torchvision(name: str, pretrained: bool) -> Loaded:
 
 def _download_message(name: str, error: Exception) -> str:
     return (
-        f"the weights of {name} cannot be loaded: {_first_line(error)}\nIf this machine is offline, fetch them "
+        f"the weights of {name} cannot be loaded: {first_line(error)}\nIf this machine is offline, fetch them "
         "elsewhere and give the file with --weights."
     )
 
@@ -279,7 +279,3 @@ def _check_name(name: str, known: Iterable[str], source: str) -> None:
         matches = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = f"; did you mean {', '.join(matches)}?" if matches else "."
         raise InputError(f"{source} has no network {name!r}{hint}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

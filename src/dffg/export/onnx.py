@@ -19,7 +19,7 @@ from onnxscript import opset21 as op
 from torch import fx
 from torch.export import Dim
 
-from dffg.errors import ExportError, InputError
+from dffg.errors import ExportError, InputError, first_line
 from dffg.images import ImageSpec
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized
@@ -91,9 +91,7 @@ def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(
-            f"this network cannot be written as ONNX: {str(error).strip().partition(chr(10))[0]}"
-        ) from error
+        raise ExportError(f"this network cannot be written as ONNX: {first_line(error)}") from error
     assert program is not None
     model = program.model
     _name_batch_dimension(model)
