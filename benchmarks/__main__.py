@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import defaults, int8, latency, render
+from benchmarks import ablation, arena, int8, latency, render, speed
 from benchmarks.networks import NETWORKS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -23,6 +23,16 @@ def main() -> None:
     """Measurements behind the README."""
 
 
+@main.command("run")
+@click.option("--suite", type=click.Choice(list(arena.SUITES)), default="smoke", show_default=True)
+@click.option("--networks", callback=_names, default="", help="Only these; default: those of the suite.")
+@click.option("--contestants", callback=_names, default="", help="Only labels that are in this list.")
+@click.option("--seeds", default="", help="Only these, like 0,1; default: those of the suite.")
+def run_arena(suite: str, networks: list[str], contestants: list[str], seeds: str) -> None:
+    """Every generator of images through the same quantizers; goes on where an earlier run stopped."""
+    arena.run(arena.narrowed(arena.SUITES[suite], networks, contestants, [int(s) for s in seeds.split(",") if s]))
+
+
 @main.command("int8")
 @networks
 @seeds
@@ -33,13 +43,13 @@ def run_int8(networks: list[str], seeds: list[int], sources: list[str], ranges: 
     int8.run_suite(networks, seeds, sources, ranges)
 
 
-@main.command("defaults")
+@main.command("ablation")
 @networks
 @seeds
-@click.option("--changes", default=",".join(defaults.CHANGES), callback=_names, show_default=True)
-def run_defaults(networks: list[str], seeds: list[int], changes: list[str]) -> None:
-    """Settings one at a time, judged on unlabelled calibration images."""
-    defaults.run(networks, seeds, changes)
+@click.option("--changes", default=",".join(ablation.CHANGES), callback=_names, help="Default: all of them.")
+def run_ablation(networks: list[str], seeds: list[int], changes: list[str]) -> None:
+    """One factor of the iteration at a time, judged on unlabelled calibration images."""
+    ablation.run(networks, seeds, changes)
 
 
 @main.command("latency")
@@ -49,6 +59,14 @@ def run_defaults(networks: list[str], seeds: list[int], changes: list[str]) -> N
 def run_latency(networks: list[str], rounds: int, batch: int) -> None:
     """Speed beside the float file and ONNX Runtime's own quantizer."""
     latency.run_suite(networks, rounds, batch)
+
+
+@main.command("speed")
+@networks
+@click.option("--rounds", default=3, show_default=True)
+def run_speed(networks: list[str], rounds: int) -> None:
+    """Seconds to make images: ours, ZeroQ and Sony MCT (python -m benchmarks.peers.mct setup)."""
+    speed.run_suite(networks, rounds)
 
 
 @main.command("render")

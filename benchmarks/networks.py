@@ -1,4 +1,4 @@
-"""The four networks of the benchmarks with their weights, real calibration data and evaluation data."""
+"""The networks of the benchmarks with their weights, real calibration data and evaluation data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dffg.errors import DffgError
+from dffg.errors import DffgError, InputError
 from dffg.evaluation.data import Data, load_data
 from dffg.images import Array, ImageSpec
 from dffg.models import load_model, load_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KWS_CALIBRATION_EXAMPLES = 100
+HUB_CALIBRATION_EXAMPLES = 1024
 
 
 def data_folder() -> Path:
@@ -151,6 +152,28 @@ def _keyword_spotting() -> Benchmark:
     )
 
 
+def _from_hub(name: str) -> Benchmark:
+    """A pretrained network by the name that the command line takes, on the user's own ImageNet.
+
+    The folder DFFG_IMAGENET holds `train` and `val` with one sub-folder per class. Calibration uses some of the former.
+    """
+    root = os.environ.get("DFFG_IMAGENET")
+    if root is None:
+        raise InputError("set DFFG_IMAGENET to a folder with train/ and val/, one sub-folder per class.")
+    loaded = load_model(name)
+    assert isinstance(loaded.model, nn.Module)
+    assert loaded.spec is not None
+    train = load_data(Path(root) / "train", loaded.spec, labelled=False)
+    chosen = np.random.default_rng(0).permutation(len(train))[:HUB_CALIBRATION_EXAMPLES]
+    return Benchmark(
+        name=name,
+        model=loaded.model.eval(),
+        spec=loaded.spec,
+        calibration=Data(source=[train.source[index] for index in chosen], labels=None, spec=loaded.spec),
+        evaluation=load_data(Path(root) / "val", loaded.spec, labelled=True),
+    )
+
+
 NETWORKS: dict[str, Callable[[], Benchmark]] = {
     "efficientnet_lite0": lambda: _imagenet("efficientnet_lite0"),
     "mobilenet_v2": lambda: _imagenet("mobilenet_v2"),
@@ -161,11 +184,14 @@ NETWORKS: dict[str, Callable[[], Benchmark]] = {
 
 
 def load_benchmarks(names: Iterable[str]) -> Iterator[Benchmark]:
-    """The networks that can be measured here; for the others the reason is printed."""
+    """The networks that can be measured here; for the others the reason is printed.
+
+    A name is one of `NETWORKS`, or what `dffg.load_model` takes, such as timm:resnet18.
+    """
     for name in names:
         try:
-            benchmark = NETWORKS[name]()
-        except (DffgError, OSError, KeyError) as error:
+            benchmark = NETWORKS[name]() if name in NETWORKS else _from_hub(name)
+        except (DffgError, OSError) as error:
             print(f"skipped {name}: {error}")
         else:
             yield benchmark

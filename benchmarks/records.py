@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,13 +14,14 @@ import torch
 
 from dffg.report.environment import describe_environment
 
-RESULTS = Path(__file__).parent / "results"
+# Another folder, for runs whose results are not to be kept.
+RESULTS = Path(os.environ.get("DFFG_BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
 
 def append(suite: str, record: dict[str, Any]) -> None:
     """Add one result to a suite, with commit and environment."""
     full = {**record, "commit": _commit(), "environment": asdict(describe_environment(torch.get_num_threads()))}
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{suite}.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(full) + "\n")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dffg.config import QuantizationConfig, Scheme, SynthesisConfig
+from dffg.config import GENERATORS, QuantizationConfig, Scheme, SynthesisConfig
 from dffg.errors import InputError, UnsupportedError
 
 NAN = float("nan")
@@ -22,7 +22,7 @@ def test_every_option_has_a_help_text_and_a_legal_default(config):
     for option in dataclasses.fields(config):
         assert option.metadata["help"]
         choices = option.metadata["choices"]
-        assert not choices or option.default in choices
+        assert not choices or getattr(config(), option.name) in choices
 
 
 @pytest.mark.parametrize("config", [SynthesisConfig(), QuantizationConfig()])
@@ -30,6 +30,35 @@ def test_options_are_frozen(config):
     name = dataclasses.fields(config)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, name, getattr(config, name))
+
+
+def test_every_generator_has_its_own_defaults():
+    assert (SynthesisConfig().decay, SynthesisConfig(generator="mi-fgsm").decay) == (0.7, 1.0)
+    assert SynthesisConfig(generator="i-fgsm", decay=0.3).decay == 0.3
+    assert SynthesisConfig(generator="ni-fgsm").lookahead
+    assert SynthesisConfig(generator="vmi-fgsm").variability == "variance-tuning"
+    zeroq = SynthesisConfig(generator="zeroq")
+    assert (zeroq.steps, zeroq.burn_in, zeroq.batch_size) == (500, 499, 64)
+    assert SynthesisConfig(generator="adam-snapshots").burn_in == 12
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_stored_configuration_can_be_read_back(generator):
+    config = SynthesisConfig(generator=generator, count=5, seed=3)
+    assert SynthesisConfig(**dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    "option", [{"decay": 0.7}, {"step_size": 0.1}, {"variability": "none"}, {"statistics": "batch"}], ids=str
+)
+def test_options_of_ours_are_refused_for_other_methods(option):
+    with pytest.raises(InputError, match=f"{next(iter(option))} is not an option of the generator zeroq"):
+        SynthesisConfig(generator="zeroq", **option)
+
+
+def test_an_unknown_generator_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="zeroq"):
+        SynthesisConfig(generator="zero-q")
 
 
 def test_burn_in_and_step_size_follow_the_steps():

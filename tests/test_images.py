@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 
@@ -162,6 +163,13 @@ def test_pictures_are_stored_as_pixels_and_features_as_network_input(tmp_path):
         assert sorted(features.files) == ["features", "metadata"]
         assert features["features"].dtype == np.float32
         assert json.loads(str(features["metadata"]))["schema_version"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_what_leaves_the_legal_pixels_is_stored_as_network_input(tmp_path, suffix):
+    made = dataclasses.replace(make_set(), inputs=3 * make_set().inputs)
+    made.save(tmp_path / f"set{suffix}")
+    assert np.array_equal(SyntheticSet.load(tmp_path / f"set{suffix}").inputs, made.inputs)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

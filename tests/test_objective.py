@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dffg.captured import Captured, capture
 from dffg.images import ImageSpec
-from dffg.objective import Objective, Target, _Distance, target_of
+from dffg.objective import Objective
+from dffg.probe import Moments, Probe, Target, measure, target_of
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from tests.networks import NETWORKS, captured, inputs, randomize
 
@@ -128,15 +129,7 @@ def test_equals_the_statistics_loss_on_known_networks(name, per_image):
 
 def test_every_batch_norm_call_counts_once():
     network = captured("shared")
-    assert len(Objective(network)._targets) == len(network.batch_norms) == 2
-
-
-def random_target(channels: int) -> Target:
-    generator = torch.Generator().manual_seed(1)
-    mean, std, floor = (torch.rand(channels, generator=generator, dtype=torch.float64) + 0.1 for _ in range(3))
-    weight = torch.full((channels,), 1 / channels, dtype=torch.float64)
-    weight[0] = 0
-    return Target(mean=mean, std=std, floor=floor, weight=weight)
+    assert len(Probe(network)(inputs(network.spec.shape))) == len(network.batch_norms) == 2
 
 
 SHAPES_AND_DIMS = [((4, 3, 5, 2), (0, 2, 3)), ((4, 3, 5, 2), (2, 3)), ((6, 3), (0,)), ((2, 3, 7), (2,))]
@@ -144,25 +137,56 @@ SHAPES_AND_DIMS = [((4, 3, 5, 2), (0, 2, 3)), ((4, 3, 5, 2), (2, 3)), ((6, 3), (
 
 @pytest.mark.parametrize(("shape", "dims"), SHAPES_AND_DIMS)
 def test_closed_form_gradient_agrees_with_finite_differences(shape, dims):
-    target = random_target(3)
     activation = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     activation.requires_grad_(True)
-    # 3 * : the gradient that arrives from above is not 1 where losses are averaged
-    assert torch.autograd.gradcheck(lambda x: 3 * _Distance.apply(x, target, dims), activation, eps=1e-6, atol=1e-7)
+
+    def mixed(x: Tensor) -> Tensor:
+        mean, var = Moments.apply(x, dims)
+        # both outputs, unequally, so that neither gradient can stand in for the other
+        return (3 * mean.square() + mean * var.sqrt()).sum()
+
+    assert torch.autograd.gradcheck(mixed, activation, eps=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("shape", "dims"), SHAPES_AND_DIMS)
-def test_distance_is_the_documented_formula(shape, dims):
-    target = random_target(3)
-    activation = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    columns = (slice(None), *[None] * (activation.dim() - 2))
-    mean = activation.mean(dims, keepdim=True)
-    var = (activation - mean).square().mean(dims, keepdim=True)
-    away = (mean - target.mean[columns]) / target.std[columns]
-    ratio = (var / target.std[columns] ** 2 + target.floor[columns]).sqrt()
-    terms = target.weight[columns] * (away**2 + (ratio - 1) ** 2)
-    groups = 1 if 0 in dims else shape[0]
-    assert float(_Distance.apply(activation, target, dims)) == pytest.approx(float(terms.sum()) / groups, rel=1e-12)
+@pytest.mark.parametrize("per_image", [False, True], ids=["batch", "image"])
+def test_measures_are_the_documented_formula(per_image):
+    generator = torch.Generator().manual_seed(3)
+    activation = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=generator)
+    mean, std, floor, sd = (torch.rand(3, generator=generator, dtype=torch.float64) + 0.1 for _ in range(4))
+    live = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    layer = measure(activation, Target(mean=mean, std=std, floor=floor, remembered_std=sd, live=live), per_image)
+    images = activation[:, None] if per_image else activation[None]
+    for index, group in enumerate(images):
+        for channel in (0, 2):
+            values = group[:, channel]
+            error = float((values.mean() - mean[channel]) / std[channel])
+            ratio = float((values.var(correction=0) / std[channel] ** 2 + floor[channel]).sqrt())
+            found = layer.mean_error, layer.std_ratio
+            assert [float(value.reshape(-1, 3)[index, channel]) for value in found] == pytest.approx([error, ratio])
+        assert float(layer.mean_error.reshape(-1, 3)[index, 1]) == 0
+        assert float(layer.std_ratio.reshape(-1, 3)[index, 1]) == 1
+    assert torch.equal(layer.std, sd)
+
+
+def test_the_answer_of_a_probe_is_that_of_the_network():
+    network = captured("conv")
+    images = inputs(network.spec.shape)
+    layers, answer = Probe(network).with_answer(images)
+    assert torch.allclose(answer, network.module(images), atol=1e-5)
+    assert len(layers) == len(network.batch_norms)
+
+
+def test_a_probe_sees_the_graph_as_it_was_changed():
+    def swap(module):
+        for node in module.graph.nodes:
+            if node.target is torch.ops.aten.relu.default:
+                node.target = torch.ops.aten.sigmoid.default
+
+    network = captured("conv")
+    images = inputs(network.spec.shape)
+    before, after = Probe(network)(images), Probe(network, change=swap)(images)
+    assert torch.equal(before[0].mean_error, after[0].mean_error)
+    assert not torch.allclose(before[-1].mean_error, after[-1].mean_error)
 
 
 def test_a_batch_norm_multiplied_by_zero_everywhere_costs_nothing():
@@ -195,6 +219,7 @@ def test_folded_targets_come_from_the_affine_part():
     record = fold_with_records(network)[1][0]
     target = target_of(record)
     torch.testing.assert_close(target.mean, record.norm.bias)
-    torch.testing.assert_close(target.std, record.norm.weight.abs())
+    torch.testing.assert_close(target.std, record.norm.weight)
     torch.testing.assert_close(target.floor, 1e-5 / (record.norm.running_var + 1e-5))
-    torch.testing.assert_close(target.weight, torch.full((8,), 1 / 8))
+    torch.testing.assert_close(target.remembered_std, (record.norm.running_var + 1e-5).sqrt())
+    torch.testing.assert_close(target.live, torch.ones(8))

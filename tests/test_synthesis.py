@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import weakref
@@ -9,10 +10,11 @@ from torch import nn
 
 from dffg import synthesis
 from dffg.captured import capture
+from dffg.chain import gradient_of, method_of, run_chain
 from dffg.config import VARIABILITIES, SynthesisConfig
 from dffg.images import ImageSpec
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
-from dffg.synthesis import chains_needed, run_chain, snapshots, synthesize, synthesize_set
+from dffg.synthesis import chains_needed, passes_per_chain, snapshots, synthesize, synthesize_set
 from tests.networks import network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
@@ -372,3 +374,52 @@ def test_synthesis_leaves_the_network_as_it_is(features):
     collect(features)
     assert all(torch.equal(value, before[name]) for name, value in features.module.state_dict().items())
     assert all(parameter.grad is None for parameter in features.module.parameters())
+
+
+# Other generators.
+
+
+def test_noise_is_kept_as_it_is_even_beyond_the_legal_pixels(pictures):
+    made = synthesize_set(pictures, SynthesisConfig(generator="noise", count=8))
+    assert made.inputs.shape == (8, 3, 8, 8)
+    assert np.unique(made.inputs).size == made.inputs.size
+    assert math.isnan(made.snapshots[0].loss)
+
+
+def test_uniform_pictures_lie_on_the_pixel_grid(pictures):
+    made = synthesize_set(pictures, SynthesisConfig(generator="uniform", count=8)).inputs
+    assert np.array_equal(SPEC.from_uint8(SPEC.to_uint8(made)), made)
+
+
+def test_lookahead_takes_the_gradient_where_the_velocity_leads(features):
+    options = config(steps=3, burn_in=0, step_size=0.05, schedule="constant", decay=0.5, variability="none")
+    ahead = [visit.images for visit in run_chain(features, dataclasses.replace(options, lookahead=True), 0)]
+    behind = [visit.images for visit in run_chain(features, options, 0)]
+    assert torch.equal(ahead[1], behind[1])  # no velocity yet
+    objective = method_of(features, options).objective
+    gradient_at = gradient_of(objective)
+    first = gradient_at(ahead[0])[1]
+    velocity = first / first.abs().flatten(1).mean(1).reshape(-1, 1, 1, 1)
+    looked_at = torch.clamp(ahead[1] - 0.05 * 8 * 0.5 * velocity, -2, 6)
+    second = gradient_at(looked_at)[1]
+    velocity = 0.5 * velocity + second / second.abs().flatten(1).mean(1).reshape(-1, 1, 1, 1)
+    expected = torch.clamp(ahead[1] - 0.05 * 8 * velocity.sign(), -2, 6)
+    assert torch.isclose(ahead[2], expected, atol=1e-5).float().mean() > 0.99
+    assert not torch.equal(ahead[2], behind[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [({}, 16), ({"variability": "variance-tuning"}, 48), ({"generator": "noise"}, 0), ({"generator": "zeroq"}, 500)],
+)
+def test_passes_of_a_chain_are_counted(options, passes):
+    assert passes_per_chain(SynthesisConfig(**options)) == passes
+
+
+def test_an_experiment_can_bring_its_own_chain(features):
+    options = config(count=4)
+    method = dataclasses.replace(method_of(features, options), start=lambda *_: torch.zeros(4, 3, 8, 8))
+    made = list(snapshots(features, options, run_chain=lambda chain: run_chain(features, options, chain, method)))
+    assert sum(len(snapshot.images) for snapshot in made) == 4
+    start = next(run_chain(features, options, 0, method)).images
+    assert not start.any()

@@ -182,6 +182,13 @@ def test_input_diversity_keeps_the_shape_and_moves_the_gradient_to_where_the_pix
     assert int(shown.sum()) == int((function.views[0] != 0).sum())
 
 
+def test_input_diversity_shows_every_image_in_another_way():
+    same = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2)).expand(16, -1, -1, -1)
+    function, _ = ask("input-diversity", same)
+    seen = {view.numpy().tobytes() for view in function.views[0]}
+    assert len(seen) > 10
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 50)])
 def test_input_diversity_leaves_what_is_no_picture_alone(shape):
     signal = torch.rand(shape)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 VERIFICATION_FAILED, INTERRUPTED = 3, 130
 Command = TypeVar("Command", bound=Callable[..., Any])
-_TYPES = {"int": int, "float": float, "str": str}
+_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def config_options(config: type) -> Callable[[Command], Command]:

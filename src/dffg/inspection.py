@@ -6,13 +6,14 @@ import itertools
 import time
 from dataclasses import dataclass
 
+from dffg.baselines import chain_of
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.fold import fold_batch_norms, is_foldable
 from dffg.graph import WEIGHTED, calls
 from dffg.images import ImageSpec
 from dffg.quant.placement import integer_inputs, place, prepare
-from dffg.synthesis import chains_needed, run_chain
+from dffg.synthesis import chains_needed
 
 _TIMED_PASSES = 3
 
@@ -75,6 +76,6 @@ def inspect(captured: Captured, config: SynthesisConfig | None = None, *, notes:
 def _seconds_per_pass(captured: Captured, config: SynthesisConfig) -> float:
     """The fastest of a few: the first pass pays for warming up."""
     times = [time.perf_counter()]
-    for _ in itertools.islice(run_chain(captured, config, 0), _TIMED_PASSES):
+    for _ in itertools.islice(chain_of(captured, config)(0), _TIMED_PASSES):
         times.append(time.perf_counter())
     return min(after - before for before, after in itertools.pairwise(times))

@@ -28,7 +28,7 @@ from dffg.output import check_directory, file_hash, staged_directory
 from dffg.quant.simulate import Quantized, simulate
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
-from dffg.synthesis import ProgressCallback, snapshots_per_chain, synthesize_set
+from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
 
 MODEL_FILE, IMAGES_FILE, REPORT_FILE = "model.onnx", "images.npz", "report.json"
 _HELD_OUT_SEED_OFFSET = 1_000_003
@@ -138,11 +138,18 @@ def _calibration_images(
         return Calibration(inputs=inputs, made=None, description=description)
     made = synthesize_set(captured, config, progress=progress)
     last = made.snapshots[-1]
-    passes = config.steps * (1 + config.variability_samples * (config.variability == "variance-tuning"))
     description = Images(
-        source="synthetic images", count=len(made), chains=last.chain + 1, steps=config.steps, passes=passes
+        source=_source(config),
+        count=len(made),
+        chains=last.chain + 1,
+        steps=config.steps,
+        passes=passes_per_chain(config),
     )
     return Calibration(inputs=made.inputs, made=made, description=description)
+
+
+def _source(config: SynthesisConfig) -> str:
+    return "synthetic images" + ("" if config.generator == "dffg" else f" by {config.generator}")
 
 
 def _batches(inputs: Array, size: int) -> Iterator[Tensor]:
@@ -159,7 +166,9 @@ def _save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
 
 
 def _held_out_images(captured: Captured, config: SynthesisConfig, progress: ProgressCallback | None) -> Tensor:
-    """Images of another seed, never seen in calibration: those kept of one chain."""
+    """Images of another seed, never seen in calibration: those kept of one chain of ours, whatever calibrated."""
+    if not config.is_fast_gradient:
+        config = SynthesisConfig(count=config.count, seed=config.seed)
     count = min(config.count, config.batch_size * snapshots_per_chain(config))
     held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
     return torch.from_numpy(synthesize_set(captured, held_out, progress=progress).inputs)

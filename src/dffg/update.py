@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Bounds = tuple[Tensor, Tensor]
+
+
+class Step(Protocol):
+    """One update of the images; the form of `momentum_sign_step`."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        gradient: Tensor,
+        velocity: Tensor,
+        *,
+        step_size: Tensor | float,
+        decay: float,
+        bounds: Bounds,
+    ) -> tuple[Tensor, Tensor]:
+        """Images and velocity after the update."""
+        ...
 
 
 def momentum_sign_step(

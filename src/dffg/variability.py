@@ -14,7 +14,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -97,40 +96,46 @@ def random_scale(
 def input_diversity(
     gradient_at: GradientAt, images: Tensor, variance: Tensor, options: VariabilityOptions
 ) -> tuple[float, Tensor, Tensor]:
-    """Take the gradient through a random view of the images: flipped, rolled, shrunk and padded.
+    """Take the gradient through a random view of every image: flipped, rolled, shrunk and padded.
 
-    With probability `strength` each. Source: DI-FGSM (Xie et al., CVPR 2019) for shrink and pad; DeepInversion (Yin et
-    al., CVPR 2020) for flip and roll. Only pictures are moved: a mirrored spectrogram is another sound. For other
-    inputs this is `none`.
+    With probability `strength` each, drawn anew for every image and step. Source: DI-FGSM (Xie et al., CVPR 2019) for
+    shrink and pad; DeepInversion (Yin et al., CVPR 2020) for flip and roll. Only pictures are moved: a mirrored
+    spectrogram is another sound. For other inputs this is `none`.
     """
-    loss, gradient = gradient_at(images, _random_view(images, options))
+    if not options.are_pictures:
+        return none(gradient_at, images, variance, options)
+    loss, gradient = gradient_at(images, random_view(images, options))
     return loss, gradient, variance
 
 
-def _random_view(images: Tensor, options: VariabilityOptions) -> Transform:
-    if not options.are_pictures:
-        return lambda batch: batch
-    height, width = images.shape[-2:]
-    flip, roll, shrink = (_uniform((3,), options) < options.strength).tolist()
-    down, right = (int((2 * u - 1) * size / 8) for u, size in zip(_uniform((2,), options).tolist(), (height, width)))
-    scale = 0.9 + 0.1 * float(_uniform((1,), options))
-
-    def view(batch: Tensor) -> Tensor:
-        if flip:
-            batch = batch.flip(-1)
-        if roll:
-            batch = batch.roll((down, right), (-2, -1))
-        return _shrink_and_pad(batch, scale) if shrink else batch
-
-    return view
+def random_view(images: Tensor, options: VariabilityOptions) -> Transform:
+    """A transform that shows every image of a batch flipped, rolled by up to 1/8, and shrunk by up to 1/10."""
+    count, (height, width) = len(images), images.shape[-2:]
+    flip, roll, shrink = _uniform((3, count), options) < options.strength
+    down, right = (2 * _uniform((2, count), options) - 1) * roll
+    scale = torch.where(shrink, 0.9 + 0.1 * _uniform((count,), options), 1.0)
+    rows = _source_pixels(height, scale, (down * height / 8).long(), torch.zeros_like(flip))
+    columns = _source_pixels(width, scale, (right * width / 8).long(), flip)
+    return lambda batch: _look_up(batch, rows, columns)
 
 
-def _shrink_and_pad(batch: Tensor, scale: float) -> Tensor:
-    height, width = batch.shape[-2:]
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    small = F.interpolate(batch, size=size, mode="nearest")
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    return F.pad(small, (left, width - size[1] - left, top, height - size[0] - top))
+def _source_pixels(size: int, scale: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
+    """Source position of each of `size` positions along one axis, -1 for padding: (count, size)."""
+    shown = (size * scale).round().clamp(min=1)[:, None]
+    place = torch.arange(size) - ((size - shown) / 2).floor()
+    source = ((place + 0.5) * size / shown).floor().long()
+    wrapped = (source - shift[:, None]) % size
+    mirrored = torch.where(flip[:, None], size - 1 - wrapped, wrapped)
+    return torch.where((place >= 0) & (place < shown), mirrored, -1)
+
+
+def _look_up(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Every image at its own rows and columns; 0 where either is padding."""
+    width = batch.shape[-1]
+    source = (rows.clamp(min=0)[:, :, None] * width + columns.clamp(min=0)[:, None, :]).flatten(1)
+    visible = (rows >= 0)[:, :, None] & (columns >= 0)[:, None, :]
+    moved = batch.flatten(2).gather(2, source[:, None].expand(-1, batch.shape[1], -1))
+    return moved.reshape(batch.shape) * visible[:, None]
 
 
 def _uniform(shape: tuple[int, ...] | torch.Size, options: VariabilityOptions) -> Tensor:

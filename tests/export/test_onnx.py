@@ -20,7 +20,8 @@ from dffg.export.verification import match_simulation
 from dffg.images import ImageSpec
 from dffg.quant.operators import QUANTIZE
 from dffg.quant.simulate import Quantized
-from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, normalized
+from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, exported, normalized
+from tests.networks import inputs, randomize
 
 NETWORKS = [*MIDDLES, *FLOAT_OPERATIONS]
 HEAVY = {"Conv", "Gemm", "MatMul"}
@@ -240,3 +241,21 @@ def test_export_is_silent(tmp_path, capsys):
 def test_the_same_network_gives_the_same_bytes(tmp_path):
     write_quantized(exported("plain").quantized, SPEC, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported("plain").path.read_bytes()
+
+
+@pytest.mark.parametrize("bits", ["W4A4", "W8A6", "W3A8"])
+def test_narrow_ranges_are_clipped_as_integers_and_still_run_in_integers(tmp_path, bits):
+    """The file computes what was simulated, also where inputs exceed what calibration saw."""
+    from dffg.captured import capture
+    from dffg.config import QuantizationConfig
+    from dffg.quant.simulate import simulate
+
+    network = capture(randomize(MIDDLES["residual"]()), spec=SPEC)
+    quantized = simulate(network, [0.3 * inputs(SHAPE, 8)], QuantizationConfig(bits=bits))
+    path = tmp_path / "narrow.onnx"
+    write_quantized(quantized, SPEC, path)
+    assert count_kernels(path).float == 0
+    assert len({node.op_type for node in onnx.load(path).graph.node} & {"Clip"}) == (bits != "W3A8")
+    match = match_simulation(quantized, path, inputs(SHAPE, 8))
+    assert match.equal_share >= 0.999
+    assert match.max_abs_difference_in_steps <= 1

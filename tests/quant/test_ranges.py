@@ -17,6 +17,7 @@ from dffg.quant.ranges import (
     mse_range,
     mse_weight_scale,
     percentile_range,
+    sigma_range,
 )
 
 CONFIG = QuantizationConfig()
@@ -153,6 +154,30 @@ def test_mse_of_one_value_is_a_range_that_holds_it():
     assert (low, high) == (0, 0)
     low, high = mse_range(histogram_of(torch.full((10,), 2.0)), 8, CONFIG)
     assert (low, high) == pytest.approx((0, 2), rel=1e-2)
+
+
+def half_normal_std(std):
+    return std * (1 - 2 / np.pi) ** 0.5
+
+
+@pytest.mark.parametrize(("bits", "sigmas"), [(6, 14), (7, 25), (8, 25)])
+def test_sigma_is_many_deviations_of_the_positive_values(bits, sigmas):
+    histogram = histogram_of(randn(100_000).relu() * 3)
+    low, high = sigma_range(histogram, bits, CONFIG)
+    assert low == 0
+    assert high == pytest.approx(sigmas * half_normal_std(3), rel=0.02)
+
+
+def test_sigma_looks_at_each_side_alone():
+    values = randn(100_000)
+    low, high = sigma_range(histogram_of(torch.where(values > 0, values, values * 2)), 8, CONFIG)
+    assert low == pytest.approx(2 * -high, rel=0.02)
+
+
+def test_sigma_ends_at_what_was_seen_where_levels_are_few():
+    histogram = histogram_of(torch.tensor([0.0, 1.0, 1.0, 1.0, 1.04]))
+    assert sigma_range(histogram, 4, CONFIG) == (0.0, pytest.approx(12 * float(np.std([1, 1, 1, 1.04])), rel=0.02))
+    assert sigma_range(histogram_of(randn(1000)), 4, CONFIG)[1] == pytest.approx(float(randn(1000).max()))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -28,6 +28,7 @@ OPSET = 21
 INPUT_NAME, OUTPUT_NAME = "input", "output"
 _METADATA_KEY = "dffg.input"
 _QUANTIZED_SUFFIX = "_quantized"
+_WHOLE_TYPES = ((0, 255), (-128, 127))
 
 
 def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
@@ -42,8 +43,14 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
             f"the exporter wrote {len(quantizers)} quantized tensors for {len(quantized.tensors)}; please report this."
         )
     for node, tensor in zip(quantizers, quantized.tensors, strict=True):
-        node.outputs[0].name = quantized_value_name(tensor.name)
+        _levels(node).name = quantized_value_name(tensor.name)
     _save(model, spec, path)
+
+
+def _levels(quantizer: onnx_ir.Node) -> onnx_ir.Value:
+    """The integers that later operators read: behind the clip, where there is one."""
+    reader = next(iter(quantizer.outputs[0].uses())).node
+    return reader.outputs[0] if reader.op_type == "Clip" else quantizer.outputs[0]
 
 
 def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
@@ -115,7 +122,15 @@ def _name_batch_dimension(model: onnx_ir.Model) -> None:
 
 
 def _quantize_linear(x: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> Any:
-    return op.QuantizeLinear(x, scale, zero_point)
+    """Ranges narrower than the type are clipped as integers, which ONNX Runtime still fuses into integer kernels."""
+    levels = op.QuantizeLinear(x, scale, zero_point)
+    if (quant_min, quant_max) in _WHOLE_TYPES:
+        return levels
+    return op.Clip(levels, _uint8(quant_min), _uint8(quant_max))
+
+
+def _uint8(value: int) -> Any:
+    return op.Constant(value=onnx.helper.make_tensor("", onnx.TensorProto.UINT8, [], [value]))
 
 
 def _dequantize_linear(levels: Any, scale: Any, zero_point: Any, axis: int | None = None) -> Any:

@@ -46,6 +46,11 @@ class Histogram:
         self.counts += torch.histc(values.detach().float(), _BINS, self._start, end).double()
 
     @property
+    def bin_width(self) -> float:
+        """Width of every bin."""
+        return self._width
+
+    @property
     def centers(self) -> Tensor:
         """Middle of every bin."""
         return self._start + self._width * (torch.arange(_BINS, dtype=torch.float64) + 0.5)
@@ -92,11 +97,41 @@ def mse_range(histogram: Histogram, bits: int, config: QuantizationConfig) -> Ra
     return best * low, best * high
 
 
+_SIGMAS = {4: 12.0, 6: 14.0, 8: 25.0}
+_SIGMA_UNCAPPED_BITS = 6
+
+
+def sigma_range(histogram: Histogram, bits: int, config: QuantizationConfig) -> Range:
+    """k standard deviations of the positive values, and as many of the negative ones below 0.
+
+    k is 12, 14 and 25 up to 4, 6 and 8 bits; below 6 bits the range ends at what was seen. Source: the released code
+    of SQuant (Guo et al., ICLR 2022), which has non-negative activations only, calibrates them with unnormalized
+    uniform noise and relies on the generous factor.
+    """
+    sigmas = next(factor for width, factor in _SIGMAS.items() if bits <= width)
+    # The bin that holds 0 is left out: after ReLU most values are 0, and belong to neither side.
+    low = -sigmas * _side_std(histogram, histogram.centers < -histogram.bin_width / 2)
+    high = sigmas * _side_std(histogram, histogram.centers > histogram.bin_width / 2)
+    if bits >= _SIGMA_UNCAPPED_BITS:
+        return low, high
+    return max(low, min(histogram.low, 0.0)), min(high, max(histogram.high, 0.0))
+
+
+def _side_std(histogram: Histogram, side: Tensor) -> float:
+    values, counts = histogram.centers[side], histogram.counts[side]
+    total = float(counts.sum())
+    if total == 0:
+        return 0.0
+    mean = (values * counts).sum() / total
+    return math.sqrt(float(((values - mean).square() * counts).sum() / total))
+
+
 RangeFunction = Callable[[Histogram, int, QuantizationConfig], Range]
 ACTIVATION_RANGES: dict[str, RangeFunction] = {
     "minmax": minmax_range,
     "percentile": percentile_range,
     "mse": mse_range,
+    "sigma": sigma_range,
 }
 
 

@@ -1,0 +1,238 @@
+"""Every generator of calibration images through the same quantizers: only the data differs.
+
+A cell is one generator with its settings on one network with one seed. It is scored on evaluation images in ONNX
+Runtime by every quantizer. Cells that are in the results already are not measured again, so a run that was stopped
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.networks import Benchmark, load_benchmarks
+from benchmarks.peers import mct
+from benchmarks.simulated import BATCH, Simulated, quantizer
+from dffg.captured import Captured
+from dffg.config import SynthesisConfig
+from dffg.evaluation.data import Data
+from dffg.evaluation.metrics import compare
+from dffg.images import Array
+from dffg.synthesis import chains_needed, passes_per_chain, synthesize_set
+
+SUITE = "arena"
+COUNT = 64
+KEPT_IN_MEMORY = 5000
+REAL, PEER = "real images", "mct"
+PEER_ITERATIONS, PEER_LARGEST = 500, 64
+BITS = ("W8A8", "W8A6", "W6A6", "W4A8", "W4A4")
+RANGES = ("minmax", "mse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A generator with options; those left out are its own defaults."""
+
+    generator: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name with the options that differ from the generator's defaults."""
+        return " ".join([self.generator, *(f"{name} {value}" for name, value in self.options.items())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Networks, contestants and seeds; at most `examples` evaluation images per network."""
+
+    networks: tuple[str, ...]
+    contestants: tuple[Contestant, ...]
+    seeds: tuple[int, ...]
+    examples: int
+
+
+def _steps(generator: str, *budgets: int) -> tuple[Contestant, ...]:
+    return tuple(Contestant(generator=generator, options={"steps": steps}) for steps in budgets)
+
+
+YARDSTICKS = tuple(Contestant(generator=name) for name in (REAL, "noise", "uniform", "ones", "sigma-noise"))
+FAST = (
+    Contestant(generator="dffg"),
+    *_steps("dffg", 4, 8, 32, 64),
+    Contestant(generator="dffg", options={"variability": "none"}),
+    *(Contestant(generator=name) for name in ("i-fgsm", "mi-fgsm", "ni-fgsm", "vmi-fgsm", "di-fgsm")),
+    Contestant(generator="adam-snapshots"),
+    *_steps("adam-snapshots", 64),
+)
+SLOW = (
+    *_steps("zeroq", 16, 64),
+    Contestant(generator="zeroq"),
+    *_steps("dsg", 16, 64),
+    Contestant(generator="dsg"),
+    *_steps("dgh", 16, 64),
+    Contestant(generator="dgh"),
+    *_steps("deepinversion", 16, 64, 500),
+    *_steps("genie", 16, 64, 500),
+)
+OWN_BUDGET = (Contestant(generator="deepinversion"), Contestant(generator="genie"), Contestant(generator=PEER))
+SUITES = {
+    "smoke": Suite(
+        networks=("kws_dscnn", "cifar10_resnet20"),
+        contestants=(
+            *YARDSTICKS[:2],
+            Contestant(generator="dffg"),
+            Contestant(generator="adam-snapshots"),
+            *_steps("zeroq", 16),
+        ),
+        seeds=(0,),
+        examples=500,
+    ),
+    "imagenet": Suite(
+        networks=("timm:resnet18", "timm:resnet50", "timm:inception_v3", "timm:mobilenetv2_100"),
+        contestants=(*YARDSTICKS, *FAST, *SLOW),
+        seeds=(0, 1, 2),
+        examples=50000,
+    ),
+    "full": Suite(
+        networks=("kws_dscnn", "cifar10_resnet20", "cifar10_resnet56", "efficientnet_lite0", "mobilenet_v2"),
+        contestants=(*YARDSTICKS, *FAST, *SLOW, *OWN_BUDGET),
+        seeds=(0, 1, 2),
+        examples=5000,
+    ),
+}
+
+
+class Batches:
+    """Evaluation inputs that can be read again and again: kept in memory where they fit, else decoded every time."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._kept = list(data.batches(BATCH)) if len(data) <= KEPT_IN_MEMORY else None
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self._kept) if self._kept is not None else self._data.batches(BATCH)
+
+
+def narrowed(suite: Suite, networks: list[str], labels: list[str], seeds: list[int]) -> Suite:
+    """A part of a suite; an empty list narrows nothing."""
+    return replace(
+        suite,
+        networks=tuple(networks) or suite.networks,
+        contestants=tuple(one for one in suite.contestants if not labels or one.label in labels),
+        seeds=tuple(seeds) or suite.seeds,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Images, and what they cost: seconds, and forward and backward passes of every image."""
+
+    inputs: Array
+    seconds: float
+    passes_per_image: float
+    config: dict[str, Any]
+
+
+def run(suite: Suite, load: Callable[[tuple[str, ...]], Iterator[Benchmark]] = load_benchmarks) -> None:
+    """Measure every cell that is not in the results yet, and append it."""
+    done = {_key(record) for record in records.read(SUITE)}
+    for benchmark in load(suite.networks):
+        simulated = Simulated(benchmark)
+        data = benchmark.evaluation.first(suite.examples)
+        inputs = Batches(data)
+        reference = simulated.float_answer(inputs)
+        for seed in suite.seeds:
+            for contestant in suite.contestants:
+                cell = {
+                    "network": benchmark.name,
+                    "generator": contestant.generator,
+                    "label": contestant.label,
+                    "seed": seed,
+                    "count": len(data),
+                }
+                if _key(cell) in done:
+                    continue
+                made = make(benchmark, simulated.captured, contestant, seed)
+                if isinstance(made, str):
+                    print(f"skipped {contestant.label} on {benchmark.name}: {made}", flush=True)
+                    continue
+                cell |= {
+                    "images": COUNT,
+                    "seconds": made.seconds,
+                    "passes_per_image": made.passes_per_image,
+                    "config": made.config,
+                    "scores": _scores(simulated, contestant, made.inputs, inputs, reference, data),
+                }
+                records.append(SUITE, cell)
+                print(_summary(cell), flush=True)
+
+
+def make(benchmark: Benchmark, captured: Captured, contestant: Contestant, seed: int) -> Made | str:
+    """The images of a contestant, or the reason why there are none."""
+    if contestant.generator == REAL:
+        return Made(inputs=benchmark.real_images(COUNT, seed), seconds=0.0, passes_per_image=0.0, config={})
+    if contestant.generator == PEER:
+        return _make_by_peer(benchmark, seed)
+    config = SynthesisConfig(count=COUNT, generator=contestant.generator, seed=seed, **contestant.options)
+    started = time.perf_counter()
+    made = synthesize_set(captured, config)
+    return Made(
+        inputs=made.inputs,
+        seconds=time.perf_counter() - started,
+        passes_per_image=passes_per_image(config),
+        config=asdict(config),
+    )
+
+
+def passes_per_image(config: SynthesisConfig) -> float:
+    """Forward and backward passes of one image that were made for every image that was kept."""
+    if config.generator == "dgh":  # walks with the whole set in one chain
+        return float(passes_per_chain(config))
+    return passes_per_chain(config) * chains_needed(config) * config.batch_size / config.count
+
+
+def _make_by_peer(benchmark: Benchmark, seed: int) -> Made | str:
+    if max(benchmark.spec.shape) > PEER_LARGEST:
+        return "its 500 iterations take over half an hour; python -m benchmarks speed measures some of them"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = mct.generate(benchmark.name, COUNT, seed, PEER_ITERATIONS, Path(folder) / "images.npz")
+    except mct.PeerUnavailable as error:
+        return str(error)
+    inputs = made.pop("inputs")
+    return Made(inputs=inputs, seconds=made["seconds"], passes_per_image=PEER_ITERATIONS, config=made)
+
+
+def _scores(
+    simulated: Simulated, contestant: Contestant, images: Array, inputs: Batches, reference: Array, data: Data
+) -> dict[str, dict[str, float]]:
+    histograms = simulated.observe(images)
+    assert data.labels is not None
+    scores = {}
+    for bits in BITS:
+        # sigma-noise is a pair: its ranges belong to it
+        for ranges in ("sigma",) if contestant.generator == "sigma-noise" else RANGES:
+            accuracy = compare(reference, simulated.answer(histograms, quantizer(bits, ranges), inputs), data.labels)
+            scores[f"{bits} {ranges}"] = {
+                name: getattr(accuracy, name)
+                for name in ("float_top1", "drop_points", "standard_error", "kl_to_float", "kl_standard_error")
+            }
+    return scores
+
+
+def _key(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ("network", "label", "seed", "count"))
+
+
+def _summary(cell: dict[str, Any]) -> str:
+    drops = ", ".join(f"{name} {score['drop_points']:.1f}" for name, score in cell["scores"].items() if "mse" in name)
+    return (
+        f"{cell['network']:20} {cell['label']:28} seed {cell['seed']}  {cell['seconds']:7.1f} s  "
+        f"{cell['passes_per_image']:6.1f} passes  {drops}"
+    )

@@ -1,0 +1,35 @@
+"""Other generators of calibration images, behind the same road: what makes our images better has to show beside them.
+
+Every module has a `run_chain(captured, config, chain)` like `dffg.chain`, re-implemented from formulas, with its paper,
+its constants and where we differ in the docstring. The -fgsm family and dffg are settings of `dffg.chain`
+(`dffg.config.GENERATOR_DEFAULTS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from dffg import chain as fast_gradient
+from dffg.baselines import noise, zeroq
+from dffg.captured import Captured
+from dffg.chain import Visit
+from dffg.config import SynthesisConfig
+
+RunChain = Callable[[Captured, SynthesisConfig, int], Iterator[Visit]]
+
+BASELINES: dict[str, RunChain] = {
+    "noise": noise.noise_chain(noise.normal),
+    "uniform": noise.noise_chain(noise.uniform),
+    "ones": noise.noise_chain(noise.ones),
+    "sigma-noise": noise.noise_chain(noise.unnormalized),
+    "zeroq": zeroq.run_chain,
+}
+
+
+def chain_of(captured: Captured, config: SynthesisConfig) -> Callable[[int], Iterator[Visit]]:
+    """The generator that a configuration names, ready to run chain after chain."""
+    if config.is_fast_gradient:
+        method = fast_gradient.method_of(captured, config)
+        return lambda chain: fast_gradient.run_chain(captured, config, chain, method)
+    return partial(BASELINES[config.generator], captured, config)

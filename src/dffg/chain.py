@@ -1,0 +1,124 @@
+"""The main idea: walk noise downhill to what the network remembers, and keep the images passed on the way.
+
+    images   start as noise within the pixel bounds
+    repeat   loss     = distance of the BatchNorm inputs from their running statistics      (objective.py)
+             gradient = d loss / d images, varied for diversity                             (variability.py)
+             hand out the images; those past the burn-in are kept as calibration data       (synthesis.py)
+             images   = images - step_size * sign(momentum of the gradients), clipped       (update.py)
+
+One run from noise to the last step is a chain; chains repeat until enough images exist. This follows "DFFG: Fast
+Gradient Iteration for Data-free Quantization" (Leng et al., BMVC 2023), of which only the abstract is public: the four
+ideas are theirs, every constant is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dffg.captured import Captured
+from dffg.config import SynthesisConfig
+from dffg.images import ImageSpec
+from dffg.objective import Objective
+from dffg.update import Bounds, Step, momentum_sign_step, step_size_at
+from dffg.variability import VARIABILITIES, GradientAt, Transform, Variability, VariabilityOptions
+
+Start = Callable[[SynthesisConfig, ImageSpec, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """A batch that a chain passes: `images` is (batch, ...) network input after `step` updates.
+
+    `loss` is what its own pass measured: of exactly these images or, under input diversity and lookahead, of what was
+    looked at in their place.
+    """
+
+    images: Tensor
+    step: int
+    loss: float
+
+
+def start_from_noise(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator) -> Tensor:
+    """Normal noise around the middle of the bounds, clipped to them."""
+    low, high = input_bounds(spec)
+    noise = torch.randn(config.batch_size, *spec.shape, generator=generator)
+    return torch.clamp((low + high) / 2 + config.start_std * (high - low) * noise, low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The parts of the iteration that can be replaced; `method_of` puts ours together."""
+
+    objective: Callable[[Tensor], Tensor]
+    vary: Variability
+    step: Step = momentum_sign_step
+    start: Start = start_from_noise
+
+
+def method_of(captured: Captured, config: SynthesisConfig) -> Method:
+    """The parts that a configuration names; many chains share one."""
+    return Method(
+        objective=Objective(captured, per_image=config.statistics == "image"), vary=VARIABILITIES[config.variability]
+    )
+
+
+def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: Method | None = None) -> Iterator[Visit]:
+    """One chain, every step of it: the images after `step` updates, with their loss.
+
+    Idea 2 and 4 of the paper meet here. The pass that yields the next gradient is also the one that scores the current
+    images, so the last images of a chain are scored and no update is made for nothing: `steps` passes, `steps` images.
+    """
+    method = method or method_of(captured, config)
+    generator = chain_generator(config.seed, chain)
+    bounds = low, high = input_bounds(captured.spec)
+    width = high - low
+    options = VariabilityOptions(
+        strength=config.variability_strength,
+        samples=config.variability_samples,
+        pixel_width=width,
+        are_pictures=captured.spec.is_pixels,
+        generator=generator,
+    )
+    images = channels_last(method.start(config, captured.spec, generator))
+    velocity, variance = torch.zeros_like(images), torch.zeros_like(images)
+    for step in range(config.steps):
+        step_size = width * step_size_at(step, config.steps, config.step_size, config.schedule)
+        ahead = torch.clamp(images - step_size * config.decay * velocity, *bounds) if config.lookahead else images
+        loss, gradient, variance = method.vary(gradient_of(method.objective), ahead, variance, options)
+        yield Visit(images=images, step=step, loss=loss)
+        images, velocity = method.step(
+            images, gradient, velocity, step_size=step_size, decay=config.decay, bounds=bounds
+        )
+
+
+def gradient_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
+    """Loss of a batch, and its gradient with respect to the images, seen through an optional transform."""
+
+    def gradient_at(images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]:
+        images = images.detach().requires_grad_(True)
+        loss = objective(images if transform is None else transform(images))
+        (gradient,) = torch.autograd.grad(loss, images)
+        return float(loss.detach()), gradient
+
+    return gradient_at
+
+
+def input_bounds(spec: ImageSpec) -> Bounds:
+    """Lowest and highest legal network input as tensors that broadcast against a batch."""
+    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
+    return low, high
+
+
+def chain_generator(seed: int, chain: int) -> torch.Generator:
+    """Independent streams for neighboring seeds and chains."""
+    mixed = torch.randint(2**62, (), generator=torch.Generator().manual_seed((seed << 20) + chain))
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Convolutions on the CPU are faster in this layout; the numbers' meaning does not change."""
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images

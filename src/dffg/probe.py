@@ -1,0 +1,144 @@
+"""Look at the input of every BatchNorm, cheaply: on the folded network, with the gradient written in closed form.
+
+With BatchNorm folded into the layer before, its input x becomes y = weight_bn * (x - running_mean) / sd + bias_bn, so
+that BatchNorm itself need not be computed and
+
+    (m_x - running_mean) / sd           = (m_y - bias_bn) / weight_bn
+    (s_x^2 + eps) / (running_var + eps) = (s_y / weight_bn)^2 + eps / (running_var + eps)
+
+A BatchNorm that cannot be folded is measured at its own input; both cases are one formula with other constants
+(`Target`). What is done with the statistics is a matter of a few small tensors and plain autograd: see `objective.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
+
+from dffg.captured import Captured
+from dffg.fold import FoldRecord, fold_with_records
+from dffg.graph import with_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """The input of one BatchNorm beside what it remembers, in its own units.
+
+        mean_error = (m - running_mean) / sd        std_ratio = sqrt((s^2 + eps) / (running_var + eps))
+
+    Both are (channels,) over a batch, or (batch, channels) per image; sd = sqrt(running_var + eps) is `std`, `live` is
+    0 for channels that the BatchNorm multiplies by 0 and 1 for others, both (channels,). Nothing of a dead channel
+    reaches the rest of the network, and it is reported as perfect: error 0, ratio 1.
+    """
+
+    mean_error: Tensor
+    std_ratio: Tensor
+    std: Tensor
+    live: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a BatchNorm is measured, an activation of this mean and standard deviation is perfect; all (channels,)."""
+
+    mean: Tensor
+    std: Tensor
+    floor: Tensor
+    remembered_std: Tensor
+    live: Tensor
+
+
+class Probe:
+    """A network cut down to what determines its BatchNorm inputs, ready to be evaluated many times."""
+
+    def __init__(self, captured: Captured, *, change: Callable[[fx.GraphModule], None] | None = None) -> None:
+        """`change` may rewrite the folded graph in place before it is cut."""
+        module, records = fold_with_records(captured)
+        answer = next(node for node in module.graph.nodes if node.op == "output").args[0]
+        if change is not None:
+            change(module)
+        measured = [record.node for record in records]
+        self._network = with_output(module, measured)
+        self._whole = with_output(module, [*measured, answer])
+        self._targets = [target_of(record) for record in records]
+
+    def __call__(self, images: Tensor, *, per_image: bool = False) -> list[LayerStatistics]:
+        """Statistics of every BatchNorm call in order of execution; differentiable once with respect to `images`."""
+        return self._measure(self._network(images), per_image)
+
+    def with_answer(self, images: Tensor, *, per_image: bool = False) -> tuple[list[LayerStatistics], Tensor]:
+        """As a call, together with the network's answer."""
+        *activations, answer = self._whole(images)
+        return self._measure(activations, per_image), answer
+
+    def _measure(self, activations: Any, per_image: bool) -> list[LayerStatistics]:
+        return [
+            measure(activation, target, per_image)
+            for activation, target in zip(activations, self._targets, strict=True)
+        ]
+
+
+def target_of(record: FoldRecord) -> Target:
+    """Constants for the place where a BatchNorm is measured."""
+    norm = record.norm
+    total_var = norm.running_var + norm.eps
+    live = torch.ones_like(norm.running_var) if norm.weight is None else (norm.weight != 0).to(norm.running_var)
+    if not record.folded:
+        mean, std = norm.running_mean, total_var.sqrt()
+    else:
+        mean = torch.zeros_like(total_var) if norm.bias is None else norm.bias
+        std = torch.ones_like(total_var) if norm.weight is None else norm.weight
+    return Target(
+        mean=mean,
+        std=torch.where(live > 0, std, 1.0),
+        floor=norm.eps / total_var,
+        remembered_std=total_var.sqrt(),
+        live=live,
+    )
+
+
+def measure(activation: Tensor, target: Target, per_image: bool = False) -> LayerStatistics:
+    """Statistics of one activation (batch, channels, ...) beside its target.
+
+    A single value per image and channel has no variance, so such layers are always measured over the batch.
+    """
+    spatial = tuple(range(2, activation.dim()))
+    dims = spatial if per_image and activation[0, 0].numel() > 1 else (0, *spatial)
+    mean, var = Moments.apply(activation, dims)
+    ratio = (var / target.std.square() + target.floor).sqrt()
+    return LayerStatistics(
+        mean_error=(mean - target.mean) / target.std * target.live,
+        std_ratio=torch.where(target.live > 0, ratio, 1.0),
+        std=target.remembered_std,
+        live=target.live,
+    )
+
+
+class Moments(torch.autograd.Function):
+    """Mean and biased variance. Their gradient is affine in the activation, per channel: slope * x + offset.
+
+    Autograd through mean and variance would make several passes over what is the largest data of a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Mean and variance over `dims`."""
+        var, mean = torch.var_mean(activation, dim=dims, correction=0)
+        ctx.save_for_backward(activation, mean)
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None]:
+        """Gradient with respect to the activation."""
+        activation, mean = ctx.saved_tensors
+        count = activation.numel() // mean.numel()
+        slope = 2 * d_var / count
+        offset = d_mean / count - slope * mean
+        shape = (-1 if mean.dim() == 2 else 1, activation.shape[1], *[1] * (activation.dim() - 2))
+        return torch.addcmul(offset.reshape(shape), activation, slope.reshape(shape)), None
