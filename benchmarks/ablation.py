@@ -239,9 +239,13 @@ CHANGES: dict[str, Change] = {
     "raw gradient": Change(factor="sign", replace=_with(step=lambda *_: raw_gradient_step)),
     **{f"{name} steps": Change(factor="schedule", options={"schedule": name}) for name in ("linear", "constant")},
     **{f"first step {size:g}": Change(factor="step size", options={"step_size": size}) for size in (1 / 32, 1 / 8)},
-    **{f"{steps} steps": Change(factor="steps", options={"steps": steps}) for steps in (4, 8, 32, 64)},
-    "keep all": Change(factor="harvest", options={"burn_in": 0}),
-    "keep the second half": Change(factor="harvest", options={"burn_in": 8}),
+    **{f"{steps} steps": Change(factor="steps", options={"steps": steps}) for steps in (4, 8)},
+    **{
+        f"{steps} steps, keep every {every}": Change(factor="steps", options={"steps": steps, "keep_every": every})
+        for steps, every in ((32, 2), (64, 4))
+    },
+    "keep all of a batch of 4": Change(factor="harvest", options={"burn_in": 0, "batch_size": 4}),
+    "keep the second half of a batch of 8": Change(factor="harvest", options={"burn_in": 8, "batch_size": 8}),
     "keep every second of it": Change(factor="harvest", options={"burn_in": 8, "keep_every": 2}),
     "keep the last only": Change(factor="harvest", options={"burn_in": 15}),
     **{f"batch {size}": Change(factor="batch", options={"batch_size": size}) for size in (4, 8, 32, 64)},

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from dffg import chain as fast_gradient
-from dffg.baselines import noise, zeroq
+from dffg.baselines import adam_snapshots, deepinversion, dgh, dsg, genie, noise, zeroq
 from dffg.captured import Captured
 from dffg.chain import Visit
 from dffg.config import SynthesisConfig
@@ -24,6 +24,11 @@ BASELINES: dict[str, RunChain] = {
     "ones": noise.noise_chain(noise.ones),
     "sigma-noise": noise.noise_chain(noise.unnormalized),
     "zeroq": zeroq.run_chain,
+    "dsg": dsg.run_chain,
+    "deepinversion": deepinversion.run_chain,
+    "dgh": dgh.run_chain,
+    "genie": genie.run_chain,
+    "adam-snapshots": adam_snapshots.run_chain,
 }
 
 

@@ -1,0 +1,89 @@
+import pytest
+from benchmarks.arena import Contestant, Suite, narrowed, passes_per_image
+
+from benchmarks import arena, records
+from dffg.config import SynthesisConfig
+from tests.benchmarks.small import small_benchmark
+
+CONTESTANTS = (
+    Contestant(generator=arena.REAL),
+    Contestant(generator="noise"),
+    Contestant(generator="dffg", options={"steps": 4}),
+    Contestant(generator="sigma-noise"),
+)
+SUITE = Suite(networks=("small",), contestants=CONTESTANTS, seeds=(0, 1), examples=30)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    return lambda: records.read(arena.SUITE)
+
+
+def load(names):
+    return iter([small_benchmark(name) for name in names])
+
+
+def test_every_cell_is_measured_once_and_a_stopped_run_goes_on(results):
+    arena.run(narrowed(SUITE, [], ["noise"], [0]), load)
+    first = results()
+    assert [(cell["label"], cell["seed"]) for cell in first] == [("noise", 0)]
+    arena.run(SUITE, load)
+    cells = results()
+    assert cells[:1] == first
+    assert len(cells) == len({(cell["label"], cell["seed"]) for cell in cells}) == 8
+    arena.run(SUITE, load)
+    assert results() == cells
+
+
+def test_a_cell_holds_what_is_needed_to_judge_it(results):
+    arena.run(narrowed(SUITE, [], ["dffg steps 4", "sigma-noise"], [1]), load)
+    ours, sigma = results()
+    assert (ours["network"], ours["generator"], ours["label"], ours["count"]) == ("small", "dffg", "dffg steps 4", 30)
+    assert (ours["passes_per_image"], ours["config"]["steps"], ours["config"]["seed"]) == (4.0, 4, 1)
+    assert ours["seconds"] > 0
+    assert set(ours["scores"]) == {f"{bits} {ranges}" for bits in arena.BITS for ranges in arena.RANGES}
+    assert set(sigma["scores"]) == {f"{bits} sigma" for bits in arena.BITS}
+    score = ours["scores"]["W8A8 mse"]
+    assert score["float_top1"] == 100.0
+    assert 0 < score["kl_to_float"] < ours["scores"]["W4A4 mse"]["kl_to_float"]
+    assert {"commit", "environment"} <= set(ours)
+
+
+def test_a_peer_that_is_not_there_is_skipped_with_its_reason(results, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DFFG_PEERS", str(tmp_path / "nowhere"))
+    arena.run(Suite(
+        networks=("small",), contestants=(Contestant(generator=arena.PEER),), seeds=(0,), examples=30
+    ), load)  # fmt: skip
+    assert "skipped mct on small: MCT is not installed" in capsys.readouterr().out
+    assert results() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({}, 4.0),  # 16 passes of a batch of 16 give 64 images
+        ({"burn_in": 15}, 16.0),
+        ({"steps": 64}, 13.0),  # the fourth snapshot ends it, 12 steps early
+        ({"steps": 64, "keep_every": 4}, 15.25),
+        ({"burn_in": 8}, 3.0),
+        ({"batch_size": 8, "burn_in": 8}, 2.0),
+        ({"generator": "dsg"}, 625.0),  # two batches of 40
+        ({"generator": "dgh"}, 500.0),
+        ({"generator": "zeroq"}, 500.0),
+        ({"generator": "vmi-fgsm"}, 12.0),
+        ({"generator": "noise"}, 0.0),
+        ({"batch_size": 32}, 7.0),
+    ],
+    ids=str,
+)
+def test_passes_are_counted_for_every_image_that_is_kept(options, passes):
+    assert passes_per_image(SynthesisConfig(count=64, **options)) == passes
+
+
+def test_every_contestant_of_every_suite_can_be_configured():
+    for suite in arena.SUITES.values():
+        assert len({one.label for one in suite.contestants}) == len(suite.contestants)
+        for one in suite.contestants:
+            if one.generator not in (arena.REAL, arena.PEER):
+                SynthesisConfig(generator=one.generator, **one.options)
