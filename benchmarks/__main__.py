@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import ablation, arena, int8, latency, render, speed
+from benchmarks import ablation, arena, diversity, int8, latency, render, speed
 from benchmarks.networks import NETWORKS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -50,6 +50,14 @@ def run_int8(networks: list[str], seeds: list[int], sources: list[str], ranges: 
 def run_ablation(networks: list[str], seeds: list[int], changes: list[str]) -> None:
     """One factor of the iteration at a time, judged on unlabelled calibration images."""
     ablation.run(networks, seeds, changes)
+
+
+@main.command("diversity")
+@networks
+@seeds
+def run_diversity(networks: list[str], seeds: list[int]) -> None:
+    """How different the images are, and whether it matters."""
+    diversity.run(networks, seeds)
 
 
 @main.command("latency")
