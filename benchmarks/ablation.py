@@ -75,7 +75,7 @@ CHANGES: dict[str, Change] = {
     "deviations x 10": Change(factor="weighting", replace=variants.with_loss(variants.deviation_tenfold)),
     **{
         f"slack {slack:g}": Change(factor="matching", replace=variants.with_loss(variants.with_slack(slack)))
-        for slack in (0.05, 0.2)
+        for slack in (0.05, 0.1, 0.2, 0.4)
     },
     **{
         f"variability {name}": Change(factor="variability", options={"variability": name})
@@ -112,6 +112,17 @@ CHANGES: dict[str, Change] = {
     ),
     "batch 8, noise of 0.1": Change(factor="together", options={"start_std": 0.1, "batch_size": 8}),
     "constant steps, noise of 0.1": Change(factor="together", options={"start_std": 0.1, "schedule": "constant"}),
+    "per image, slack 0.2": Change(
+        factor="together",
+        replace=variants.with_parts(objective=variants.objective_of(variants.with_slack(0.2), per_image=True)),
+    ),
+    "raw gradient, slack 0.2": Change(
+        factor="together",
+        replace=variants.with_parts(
+            step=lambda *_: variants.raw_gradient_step,
+            objective=variants.objective_of(variants.with_slack(0.2)),
+        ),
+    ),
     "half size first": Change(factor="resolution", replace=variants.with_parts(vary=variants.HalfResolutionFirst)),
 }
 PICTURES_ONLY = ("one view a batch", "views at full strength", "gradient blurred", "image blurred", "half size first")

@@ -1,28 +1,61 @@
-"""Tables of the README and the docs, rendered from the stored results between markers."""
+"""Tables and plots of the README and the docs, from the stored results.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; a plot is drawn where a page shows it.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import TABLES
+from benchmarks import arena_tables, figures, tables
 
 ROOT = Path(__file__).parents[1]
+FOLDER = Path("docs") / "figures"
+TABLES: dict[str, Callable[[], str]] = {
+    "int8": tables.int8_table,
+    "runtime": tables.runtime_table,
+    "ablation": tables.ablation_table,
+    "diversity": tables.diversity_table,
+    "diversity_predicts": tables.diversity_predicts_table,
+    "speed": tables.speed_table,
+    "arena": arena_tables.arena_table,
+    "arena_full": arena_tables.arena_full_table,
+    "arena_claims": arena_tables.claims_table,
+    "pareto": arena_tables.pareto_table,
+}
 
 
-def main(*, check: bool = False) -> int:
-    """Rewrite every table between its markers; with `check`, only say whether one is out of date."""
-    stale = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        before = path.read_text(encoding="utf-8")
-        after = re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", _replace, before, flags=re.DOTALL)
-        if after != before:
-            stale.append(path.name)
-            if not check:
-                path.write_text(after, encoding="utf-8")
+def main(root: Path = ROOT, *, check: bool = False) -> int:
+    """Rewrite every table and plot; with `check`, only say whether one is out of date."""
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    stale = [page.name for page in pages if _render_tables(page, check=check)]
+    stale += [name for name in figures.FIGURES if _render_plots(root / FOLDER, name, check=check)]
     print(f"{'out of date' if check else 'rendered'}: {', '.join(stale) or 'nothing'}")
     return 1 if check and stale else 0
 
 
-def _replace(match: re.Match[str]) -> str:
+def _render_tables(page: Path, *, check: bool) -> bool:
+    before = page.read_text(encoding="utf-8")
+    after = re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", _table, before, flags=re.DOTALL)
+    if after != before and not check:
+        page.write_text(after, encoding="utf-8")
+    return after != before
+
+
+def _table(match: re.Match[str]) -> str:
     return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
+
+
+def _render_plots(folder: Path, name: str, *, check: bool) -> bool:
+    """Whether the stored plot, on a light or on a dark page, shows other results than today's."""
+    paths = {theme: folder / f"{name}-{theme}.svg" for theme in figures.THEMES}
+    current = [path.exists() and figures.is_current(name, path.read_text(encoding="utf-8")) for path in paths.values()]
+    if all(current):
+        return False
+    if not check:
+        folder.mkdir(parents=True, exist_ok=True)
+        for theme, path in paths.items():
+            path.write_text(figures.svg(name, theme), encoding="utf-8")
+    return True

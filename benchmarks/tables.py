@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks import ablation, arena, records
+from scipy.stats import spearmanr
+
+from benchmarks import ablation, records
 
 Records = list[dict[str, Any]]
 
 
 def int8_table() -> str:
     """W8A8 drops by network and source, in points: mean and deviation over seeds, and the KL divergence."""
-    results = _latest(records.read("int8"), ("network", "source", "ranges", "seed"))
+    results = latest(records.read("int8"), ("network", "source", "ranges", "seed"))
     lines = [
         "| network (float top-1, images) | calibration | drop, points | paired SE | KL to float x 1000 |",
         "|---|---|---|---|---|",
     ]
-    for network in _unique(results, "network"):
-        for source in _unique(results, "source"):
+    for network in unique(results, "network"):
+        for source in unique(results, "source"):
             cell = [r for r in results if r["network"] == network and r["source"] == source and r["ranges"] == "mse"]
             if cell:
                 head = f"{network} ({cell[0]['float_top1']:.2f} %, {cell[0]['count']})"
                 error = statistics.mean(r["standard_error"] for r in cell)
-                drop, kl = _spread(cell, "drop_points"), _spread(cell, "kl_to_float", 1000)
+                drop, kl = spread(cell, "drop_points"), spread(cell, "kl_to_float", 1000)
                 lines.append(f"| {head} | {source} | {drop} | {error:.2f} | {kl} |")
     return "\n".join(lines)
 
@@ -33,15 +34,15 @@ def int8_table() -> str:
 def runtime_table() -> str:
     """Kernels, agreement of runtime and simulation on the evaluation images, speed."""
     results = [
-        r for r in _latest(records.read("int8"), ("network", "source", "ranges", "seed")) if r["source"] == "dffg"
+        r for r in latest(records.read("int8"), ("network", "source", "ranges", "seed")) if r["source"] == "dffg"
     ]
-    speed = {r["network"]: r for r in _latest(records.read("latency"), ("network", "batch"))}
+    speed = {r["network"]: r for r in latest(records.read("latency"), ("network", "batch"))}
     lines = [
         "| network | integer / float kernels | integers equal, worst layer | same top-1 as simulation "
         "| top-1 apart, points | float ms | int8 ms | speed-up | ms beside quantize_static |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for network in _unique(results, "network"):
+    for network in unique(results, "network"):
         cell = [r for r in results if r["network"] == network and r["ranges"] == "mse"]
         time = speed.get(network)
         timing = (
@@ -53,79 +54,9 @@ def runtime_table() -> str:
         lines.append(
             f"| {network} | {cell[0]['integer_kernels']} / {cell[0]['float_kernels']} "
             f"| {min(r['layerwise_equal_share'] for r in cell):.3%} "
-            f"| {_spread(cell, 'simulation_top1_equal', 100)} % | {_spread(cell, 'simulation_drop_points')} "
+            f"| {spread(cell, 'simulation_top1_equal', 100)} % | {spread(cell, 'simulation_drop_points')} "
             f"| {timing} |"
         )
-    return "\n".join(lines)
-
-
-ARENA_COLUMNS = (
-    ("cifar10_resnet20", "W4A4 minmax"),
-    ("cifar10_resnet20", "W4A4 mse"),
-    ("cifar10_resnet56", "W4A4 minmax"),
-    ("cifar10_resnet56", "W4A4 mse"),
-    ("kws_dscnn", "W6A6 mse"),
-    ("efficientnet_lite0", "W6A6 minmax"),
-    ("efficientnet_lite0", "W6A6 mse"),
-    ("mobilenet_v2", "W6A6 mse"),
-)
-
-
-def arena_table() -> str:
-    """Top-1 drop in points where the data matters most, one row per generator at its own settings."""
-    cells = _latest(records.read(arena.SUITE), ("network", "label", "seed", "count"))
-    shown = [(network, scored) for network, scored in ARENA_COLUMNS if any(c["network"] == network for c in cells)]
-    heads = [f"{network} {scored}" for network, scored in shown]
-    lines = [f"| images | passes | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
-    for label in _arena_labels(cells):
-        of_label = [cell for cell in cells if cell["label"] == label]
-        columns = [_arena_drop(of_label, network, scored) for network, scored in shown]
-        if any(column != "-" for column in columns):
-            lines.append(f"| {label} | {of_label[0]['passes_per_image']:g} | {' | '.join(columns)} |")
-    return "\n".join(lines)
-
-
-def _arena_labels(cells: Records) -> list[str]:
-    """In the order of the full suite."""
-    order = [one.label for one in arena.SUITES["full"].contestants]
-    known = _unique(cells, "label")
-    return [label for label in order if label in known] + [label for label in known if label not in order]
-
-
-def _arena_drop(cells: Records, network: str, scored: str) -> str:
-    return _arena_spread(_arena_scores(cells, network, scored), "drop_points")
-
-
-def _arena_scores(cells: Records, network: str, scored: str) -> Records:
-    """Scores of one quantizer; noise with sigma ranges has its own ranges in every column."""
-    bits = scored.split()[0]
-    return [
-        cell["scores"].get(scored) or cell["scores"][f"{bits} sigma"]
-        for cell in cells
-        if cell["network"] == network and (scored in cell["scores"] or f"{bits} sigma" in cell["scores"])
-    ]
-
-
-def _arena_spread(scores: Records, name: str, factor: float = 1.0) -> str:
-    return _spread(scores, name, factor) if scores else "-"
-
-
-def arena_full_table() -> str:
-    """Every network and quantizer: drop in points, KL to float x 1000, paired standard error, for the main sources."""
-    cells = _latest(records.read(arena.SUITE), ("network", "label", "seed", "count"))
-    lines = [
-        "| network (float top-1, images) | images | seeds | quantizer | drop | paired SE | KL to float x 1000 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for network in _unique(cells, "network"):
-        for label in ("real images", "dffg", "noise", "uniform", "sigma-noise"):
-            found = [cell for cell in cells if (cell["network"], cell["label"]) == (network, label)]
-            for scored in found[0]["scores"] if found else ():
-                scores = [cell["scores"][scored] for cell in found]
-                error = statistics.mean(score["standard_error"] for score in scores)
-                head = f"{network} ({scores[0]['float_top1']:.2f} %, {found[0]['count']})"
-                drop, kl = _spread(scores, "drop_points"), _spread(scores, "kl_to_float", 1000)
-                lines.append(f"| {head} | {label} | {len(found)} | {scored} | {drop} | {error:.2f} | {kl} |")
     return "\n".join(lines)
 
 
@@ -134,36 +65,37 @@ def ablation_table() -> str:
 
     The deviation is over seeds, of the logarithm. The last column is the geometric mean over networks.
     """
-    results = _latest(records.read(ablation.SUITE), ("network", "change", "seed"))
-    networks = _unique(results, "network")
+    results = latest(records.read(ablation.SUITE), ("network", "change", "seed"))
+    networks = unique(results, "network")
     lines = [
         f"| factor | set to | {' | '.join(networks)} | all |",
         f"|---|---|{'---|' * (len(networks) + 1)}",
     ]
     for change in ("real images", "noise", *ablation.CHANGES):
-        logs = [_log_ratios(results, network, change) for network in networks]
+        logs = [log_ratios(results, network, change) for network in networks]
         if any(logs):
             factor = next(r["factor"] for r in results if r["change"] == change)
-            cells = [_ratio(values) for values in logs]
-            overall = _ratio([statistics.mean(values) for values in logs if values], spread=False)
+            cells = [ratio(values) for values in logs]
+            overall = ratio([statistics.mean(values) for values in logs if values], spread=False)
             whole = overall if all(logs) else f"{overall} ({sum(map(bool, logs))} of {len(logs)})"
             lines.append(f"| {factor} | {change} | {' | '.join(cells)} | {whole} |")
     return "\n".join(lines)
 
 
-def _log_ratios(results: Records, network: str, change: str) -> list[float]:
-    """Per seed: mean log KL over quantizers, minus that of the defaults, averaged over the seeds they share."""
+def log_ratios(results: Records, network: str, change: str, *, key: str = "change") -> list[float]:
+    """Per seed: mean log KL over quantizers, minus that of what it is beside, averaged over the seeds they share."""
     of_network = [r for r in results if r["network"] == network]
-    seeds = {r["seed"] for r in of_network if r["change"] == change}
-    defaults = [_log_kl(r) for r in of_network if r["change"] == "defaults" and r["seed"] in seeds]
-    return [_log_kl(r) - statistics.mean(defaults) for r in of_network if r["change"] == change and defaults]
+    seeds = {r["seed"] for r in of_network if r[key] == change}
+    beside = ablation.CHANGES[change].beside if change in ablation.CHANGES and key == "change" else "defaults"
+    compared = [log_kl(r) for r in of_network if r[key] == beside and r["seed"] in seeds]
+    return [log_kl(r) - statistics.mean(compared) for r in of_network if r[key] == change and compared]
 
 
-def _log_kl(record: dict[str, Any]) -> float:
+def log_kl(record: dict[str, Any]) -> float:
     return statistics.mean(math.log(value) for value in record["kl"].values())
 
 
-def _ratio(logs: list[float], *, spread: bool = True) -> str:
+def ratio(logs: list[float], *, spread: bool = True) -> str:
     if not logs:
         return "-"
     deviation = f" +- {statistics.stdev(logs):.2f}" if spread and len(logs) > 1 else ""
@@ -171,39 +103,89 @@ def _ratio(logs: list[float], *, spread: bool = True) -> str:
 
 
 def speed_table() -> str:
-    """Seconds for the same number of images, and how many times faster ours is."""
-    lines = [
-        "| network | dffg, s | ZeroQ 500 iterations, s | times | Sony MCT 500 iterations, s | times |",
-        "|---|---|---|---|---|---|",
-    ]
-    for record in _latest(records.read("speed"), ("network",)):
-        cells = [f"{record['zeroq_seconds']:.0f} | {record['zeroq_ratio']:.0f}x"]
-        peer = "mct_seconds" in record
-        cells.append(f"{record['mct_seconds']:.0f} | {record['mct_ratio']:.0f}x" if peer else "- | -")
-        lines.append(f"| {record['network']} | {record['dffg_seconds']:.2f} | {' | '.join(cells)} |")
+    """Seconds for the same number of images with every generator's own number of passes, and how often ours fits in."""
+    results = latest(records.read("speed"), ("network",))
+    names = unique([{"name": name} for record in results for name in record["seconds"]], "name")
+    lines = [f"| network | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for record in results:
+        cells = [_time(record, name) for name in names]
+        lines.append(f"| {record['network']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "int8": int8_table,
-    "runtime": runtime_table,
-    "arena": arena_table,
-    "arena_full": arena_full_table,
-    "ablation": ablation_table,
-    "speed": speed_table,
+def _time(record: dict[str, Any], name: str) -> str:
+    if name not in record["seconds"]:
+        return "-"
+    ratio = f" ({record['times_ours'][name]:.0f}x)" if name != "dffg" else ""
+    return f"{record['seconds'][name]:.3g} s{ratio}"
+
+
+DIVERSITY_FIGURES = {
+    "feature_distance": "distance of features",
+    "statistics_spread": "spread of statistics, of real",
+    "near_duplicates": "near duplicates in a chain",
+    "gradient_correlation": "gradients of two images",
+    "gradient_persistence": "gradients of two steps",
 }
 
 
-def _latest(results: Records, key: tuple[str, ...]) -> Records:
+def diversity_table() -> str:
+    """Diversity of images by setting and network, means over seeds, with what they do to the network."""
+    results = latest(records.read("diversity"), ("network", "setting", "seed"))
+    lines = [
+        f"| network | images | {' | '.join(DIVERSITY_FIGURES.values())} | KL beside the defaults |",
+        f"|---|---|{'---|' * (len(DIVERSITY_FIGURES) + 1)}",
+    ]
+    for network in unique(results, "network"):
+        here = [r for r in results if r["network"] == network]
+        real = _average(here, "real images", "statistics_spread")
+        for setting in unique(here, "setting"):
+            values = [_average(here, setting, name) for name in DIVERSITY_FIGURES]
+            if values[1] is not None and real:
+                values[1] /= real
+            shown = ["-" if value is None else f"{value:.2f}" for value in values]
+            divergence = ratio(log_ratios(here, network, setting, key="setting"))
+            lines.append(f"| {network} | {setting} | {' | '.join(shown)} | {divergence} |")
+    return "\n".join(lines)
+
+
+def diversity_predicts_table() -> str:
+    """Rank correlation over settings, without real images and noise, of each figure with the divergence."""
+    results = latest(records.read("diversity"), ("network", "setting", "seed"))
+    lines = [f"| network | {' | '.join(DIVERSITY_FIGURES.values())} |", f"|---|{'---|' * len(DIVERSITY_FIGURES)}"]
+    for network in unique(results, "network"):
+        here = [r for r in results if r["network"] == network and r["setting"] not in ("real images", "noise")]
+        lines.append(f"| {network} | {' | '.join(_correlation(here, name) for name in DIVERSITY_FIGURES)} |")
+    return "\n".join(lines)
+
+
+def _correlation(here: Records, name: str) -> str:
+    pairs = [
+        (value, statistics.mean(log_kl(r) for r in here if r["setting"] == setting))
+        for setting in unique(here, "setting")
+        if (value := _average(here, setting, name)) is not None
+    ]
+    if len(pairs) < 5:
+        return "-"
+    found = spearmanr(*zip(*pairs))
+    return f"{found.statistic:+.2f} (p = {found.pvalue:.2f}, {len(pairs)} settings)"
+
+
+def _average(here: Records, setting: str, name: str) -> float | None:
+    values = [r[name] for r in here if r["setting"] == setting and r[name] is not None]
+    return statistics.mean(values) if values else None
+
+
+def latest(results: Records, key: tuple[str, ...]) -> Records:
     """The newest result of every cell."""
     return list({tuple(result[name] for name in key): result for result in results}.values())
 
 
-def _unique(results: Records, name: str) -> list[Any]:
+def unique(results: Records, name: str) -> list[Any]:
     return list(dict.fromkeys(result[name] for result in results))
 
 
-def _spread(cell: Records, name: str, factor: float = 1.0) -> str:
+def spread(cell: Records, name: str, factor: float = 1.0) -> str:
     values = [factor * result[name] for result in cell]
     mean = statistics.mean(values)
     return f"{mean:.2f} +- {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"

@@ -34,12 +34,21 @@ def with_parts(**parts: Callable[[Captured, SynthesisConfig], Any]) -> Replace:
 # Losses
 
 
-def with_loss(of_layers: Callable[[list[LayerStatistics]], Tensor], *, per_image: bool = False) -> Replace:
+def objective_of(
+    of_layers: Callable[[list[LayerStatistics]], Tensor], *, per_image: bool = False
+) -> Callable[[Captured, SynthesisConfig], Callable[[Tensor], Tensor]]:
+    """A loss of what the layers measure, made for the network at hand."""
+
     def make(captured: Captured, config: SynthesisConfig) -> Callable[[Tensor], Tensor]:
         probe = Probe(captured)
         return lambda images: of_layers(probe(images, per_image=per_image))
 
-    return with_parts(objective=make)
+    return make
+
+
+def with_loss(of_layers: Callable[[list[LayerStatistics]], Tensor]) -> Replace:
+    """The method with another loss."""
+    return with_parts(objective=objective_of(of_layers))
 
 
 def by_channels(layers: list[LayerStatistics]) -> Tensor:

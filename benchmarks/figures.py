@@ -1,0 +1,224 @@
+"""Plots of stored results as SVG, each for a light and a dark page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks import arena, arena_tables, records
+
+THEMES = {
+    "light": {"text": "#24292f", "grid": "#d0d7de", "ours": "#cf222e", "real": "#1a7f37", "noise": "#6e7781"},
+    "dark": {"text": "#c9d1d9", "grid": "#30363d", "ours": "#ff7b72", "real": "#3fb950", "noise": "#8b949e"},
+}
+# Colors that can be told apart on both pages, also by people who see fewer of them (Okabe and Ito), with a shape each.
+RIVALS = {
+    "adam-snapshots": ("#e69f00", "s"),
+    "zeroq": ("#56b4e9", "v"),
+    "dsg": ("#009e73", "^"),
+    "dgh": ("#0072b2", "D"),
+    "deepinversion": ("#d55e00", "P"),
+    "genie": ("#cc79a7", "X"),
+    "mct": ("#999999", "*"),
+}
+PANELS = (
+    ("cifar10_resnet20", "W4A4 minmax"),
+    ("cifar10_resnet56", "W4A4 minmax"),
+    ("kws_dscnn", "W6A6 minmax"),
+    ("cifar10_resnet20", "W4A4 mse"),
+    ("cifar10_resnet56", "W4A4 mse"),
+    ("kws_dscnn", "W6A6 mse"),
+    ("efficientnet_lite0", "W6A6 mse"),
+    ("mobilenet_v2", "W6A6 mse"),
+)
+# The same method with another number of passes; other settings are other methods and have no place on its curve.
+BUDGET_OPTIONS = {"steps", "keep_every", "batch_size", "burn_in"}
+_HARVEST_ABLATION = "burn_in 15"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One setting of one generator: cost on the horizontal axis, top-1 in percent and its deviation over seeds."""
+
+    cost: float
+    top1: float
+    deviation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One network and quantizer: a curve for every generator, and the sources that cost nothing."""
+
+    network: str
+    quantizer: str
+    curves: dict[str, list[Point]]
+    lines: dict[str, float]
+
+
+def panels(cost: Callable[[dict[str, Any]], float | None]) -> list[Panel]:
+    """Everything a cost plot shows. `cost` of a stored cell is None where it is not known."""
+    cells = [
+        cell
+        for cell in arena_tables.cells()
+        if set(_options(cell)) <= BUDGET_OPTIONS and not cell["label"].endswith(_HARVEST_ABLATION)
+    ]
+    found = [_panel(cells, network, quantizer, cost) for network, quantizer in PANELS]
+    return [panel for panel in found if panel.curves]
+
+
+def _options(cell: dict[str, Any]) -> list[str]:
+    return cell["label"].split()[1::2] if cell["label"] != arena.REAL else []
+
+
+def _panel(
+    cells: list[dict[str, Any]], network: str, quantizer: str, cost: Callable[[dict[str, Any]], float | None]
+) -> Panel:
+    here = [cell for cell in cells if cell["network"] == network and quantizer in cell["scores"]]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cell in here:
+        groups.setdefault(cell["label"], []).append(cell)
+    curves: dict[str, list[Point]] = {}
+    lines: dict[str, float] = {}
+    for label, group in groups.items():
+        point = _point(group, quantizer, cost)
+        if label in (arena.REAL, "noise"):
+            lines[label] = point.top1 if point else _top1(group, quantizer)[0]
+        elif point is not None and group[0]["generator"] in ("dffg", *RIVALS):
+            curves.setdefault(group[0]["generator"], []).append(point)
+    return Panel(
+        network=network,
+        quantizer=quantizer,
+        curves={name: sorted(points, key=lambda point: point.cost) for name, points in curves.items()},
+        lines=lines,
+    )
+
+
+def _point(group: list[dict[str, Any]], quantizer: str, cost: Callable[[dict[str, Any]], float | None]) -> Point | None:
+    costs = [value for value in map(cost, group) if value]
+    if not costs:
+        return None
+    mean, deviation = _top1(group, quantizer)
+    return Point(cost=statistics.median(costs), top1=mean, deviation=deviation)
+
+
+def _top1(group: list[dict[str, Any]], quantizer: str) -> tuple[float, float]:
+    values = [cell["scores"][quantizer]["float_top1"] - cell["scores"][quantizer]["drop_points"] for cell in group]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def passes_of(cell: dict[str, Any]) -> float | None:
+    """Forward and backward passes for every image kept."""
+    passes: float = cell["passes_per_image"]
+    return passes or None
+
+
+def seconds_of(cell: dict[str, Any]) -> float | None:
+    """Seconds for the whole set, from what a pass costs in the speed suite, where everything ran in turns."""
+    each = {record["network"]: record["seconds_per_pass"] for record in records.read("speed")}
+    second: float | None = each.get(cell["network"], {}).get(cell["generator"])
+    return None if second is None else second * cell["passes_per_image"] * cell["images"] or None
+
+
+def pareto(theme: str) -> Figure:
+    """Accuracy against passes: further up and to the left is better."""
+    return _cost_plot(panels(passes_of), theme, "forward and backward passes for every image kept")
+
+
+def time(theme: str) -> Figure:
+    """Accuracy against seconds."""
+    return _cost_plot(panels(seconds_of), theme, "seconds for 64 images on two cores")
+
+
+def _cost_plot(shown: list[Panel], theme: str, cost: str) -> Figure:
+    colors = THEMES[theme]
+    columns = 3
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(11, 3.1 * rows + 0.6), layout="constrained")
+    for index, panel in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _draw(axes, panel, colors)
+        if index + columns >= len(shown):
+            axes.set_xlabel(cost)
+        if index % columns == 0:
+            axes.set_ylabel("top-1, %")
+    handles = {handle.get_label(): handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]}
+    figure.legend(
+        list(handles.values()), [str(name) for name in handles], loc="outside upper center", ncols=6, frameon=False
+    )
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
+    for name, points in panel.curves.items():
+        color, marker = (colors["ours"], "o") if name == "dffg" else RIVALS[name]
+        axes.errorbar(
+            [point.cost for point in points],
+            [point.top1 for point in points],
+            yerr=[point.deviation for point in points],
+            color=color,
+            marker=marker,
+            label=name,
+            linewidth=2.5 if name == "dffg" else 1.2,
+            markersize=7 if name == "dffg" else 5,
+            elinewidth=0.8,
+            zorder=3 if name == "dffg" else 2,
+        )
+    for name, value in panel.lines.items():
+        axes.axhline(value, color=colors["real" if name == arena.REAL else "noise"], linestyle="--", label=name)
+    tops = [point.top1 for points in panel.curves.values() for point in points] + list(panel.lines.values())
+    best = max(tops)
+    # Failures far below would flatten what is compared.
+    lowest = max(min(tops), best - 6 * max(best - panel.lines.get(arena.REAL, best), 4.0))
+    axes.set_ylim(lowest - 0.05 * (best - lowest), best + 0.08 * (best - lowest))
+    axes.set_xscale("log")
+    axes.set_title(f"{panel.network}, {panel.quantizer}", fontsize=10)
+    axes.grid(True, linewidth=0.5)
+
+
+FIGURES: dict[str, Callable[[str], Figure]] = {"pareto": pareto, "time": time}
+
+
+def data_of(name: str) -> str:
+    """Fingerprint of everything that a plot shows."""
+    shown = panels(passes_of if name == "pareto" else seconds_of)
+    return hashlib.sha256(json.dumps([repr(panel) for panel in shown]).encode()).hexdigest()[:16]
+
+
+def svg(name: str, theme: str) -> str:
+    """A plot as text; the fingerprint of its data is its description, so that a stale one is found without drawing."""
+    colors = THEMES[theme]
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 9,
+        "text.color": colors["text"],
+        "axes.labelcolor": colors["text"],
+        "axes.edgecolor": colors["grid"],
+        "axes.facecolor": "none",
+        "grid.color": colors["grid"],
+        "xtick.color": colors["text"],
+        "ytick.color": colors["text"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(style):
+        stream = io.StringIO()
+        figure = FIGURES[name](theme)
+        figure.savefig(
+            stream, format="svg", transparent=True, metadata={"Date": None, "Description": f"data {data_of(name)}"}
+        )
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def is_current(name: str, text: str) -> bool:
+    """Whether a stored plot shows today's results."""
+    return f"data {data_of(name)}" in text
