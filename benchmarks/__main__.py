@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import ablation, arena, diversity, int8, latency, render, speed
+from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, render, speed
 from benchmarks.networks import NETWORKS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -75,6 +75,12 @@ def run_latency(networks: list[str], rounds: int, batch: int) -> None:
 def run_speed(networks: list[str], rounds: int) -> None:
     """Seconds to make images: ours, ZeroQ and Sony MCT (python -m benchmarks.peers.mct setup)."""
     speed.run_suite(networks, rounds)
+
+
+@main.command("chain")
+def run_chain_picture() -> None:
+    """Draw docs/figures/chain.jpg: images of one chain from noise to the last step."""
+    chain_picture.draw(render.ROOT / render.FOLDER / "chain.jpg")
 
 
 @main.command("render")

@@ -63,8 +63,9 @@ def test_one_value_per_image_is_measured_over_the_batch(shape):
         assert torch.equal(per_image, batch)
 
 
+@pytest.mark.parametrize("slack", [0.0, 0.3])
 @pytest.mark.parametrize("per_image", [False, True])
-def test_layer_loss_follows_the_formula(per_image):
+def test_layer_loss_follows_the_formula(per_image, slack):
     x = activation(4, 3, 5, 5)
     norm = norm_of([0.1, -0.7, 2.0], [0.5, 1.5, 4.0])
     terms = []
@@ -72,10 +73,19 @@ def test_layer_loss_follows_the_formula(per_image):
         for channel in range(3):
             values = group[channel] if per_image else group[:, channel]
             total = float(norm.running_var[channel]) + EPS
-            mean_term = (values.mean() - float(norm.running_mean[channel])) / np.sqrt(total)
-            std_term = np.sqrt((values.var() + EPS) / total) - 1
-            terms.append(mean_term**2 + std_term**2)
-    assert float(layer_loss(norm, x, per_image)) == pytest.approx(np.mean(terms), rel=1e-5)
+            mean_term = abs((values.mean() - float(norm.running_mean[channel])) / np.sqrt(total))
+            std_term = abs(np.sqrt((values.var() + EPS) / total) - 1)
+            terms.append(max(mean_term - slack, 0) ** 2 + max(std_term - slack, 0) ** 2)
+    assert float(layer_loss(norm, x, per_image, slack)) == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_errors_within_the_slack_cost_nothing_and_pull_nowhere():
+    x = activation(4, 3, 5, 5).requires_grad_(True)
+    mean, var = input_statistics(x.detach())
+    loss = layer_loss(norm_of(mean + 0.1 * (var + EPS).sqrt(), var), x, slack=0.2)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not x.grad.any()
 
 
 def test_the_loss_is_zero_where_the_statistics_match():

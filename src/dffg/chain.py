@@ -62,7 +62,8 @@ class Method:
 def method_of(captured: Captured, config: SynthesisConfig) -> Method:
     """The parts that a configuration names; many chains share one."""
     return Method(
-        objective=Objective(captured, per_image=config.statistics == "image"), vary=VARIABILITIES[config.variability]
+        objective=Objective(captured, per_image=config.statistics == "image", slack=config.slack),
+        vary=VARIABILITIES[config.variability],
     )
 
 

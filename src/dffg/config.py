@@ -22,6 +22,7 @@ FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "schedule": "cosine",
     "start_std": 0.25,
     "statistics": "batch",
+    "slack": 0.0,
     "variability": "input-diversity",
     "variability_strength": 0.5,
     "variability_samples": 2,
@@ -102,6 +103,7 @@ class SynthesisConfig:
     schedule: str = _tuned("schedule", "How the step shrinks along a chain.", SCHEDULES)
     start_std: float = _tuned("start_std", "Standard deviation of the starting noise, as a fraction of the range.")
     statistics: str = _tuned("statistics", "Take activation statistics over the batch or per image.", STATISTICS)
+    slack: float = _tuned("slack", "Errors of a statistic that cost nothing, in deviations of its channel.")
     variability: str = _tuned("variability", "How the gradient is varied for diversity.", VARIABILITIES)
     variability_strength: float = _tuned("variability_strength", "Strength of the variability, 0 to 1.")
     variability_samples: int = _tuned("variability_samples", "Extra gradients per step of variance tuning.")
@@ -146,6 +148,7 @@ class SynthesisConfig:
         _require(
             0 <= self.variability_strength <= 1, f"variability_strength is {self.variability_strength}, not 0 to 1."
         )
+        _require(0 <= self.slack < 1, f"slack is {self.slack}; choose a value from 0 to below 1.")
         _require(self.start_std >= 0, f"start_std is {self.start_std}; it must not be negative.")
 
 

@@ -29,10 +29,11 @@ def input_statistics(activation: Tensor, per_image: bool = False) -> tuple[Tenso
     return mean, var
 
 
-def layer_loss(norm: BatchNorm, activation: Tensor, per_image: bool = False) -> Tensor:
+def layer_loss(norm: BatchNorm, activation: Tensor, per_image: bool = False, slack: float = 0.0) -> Tensor:
     """Distance of one BatchNorm's input from its running statistics, averaged over channels.
 
-        ((m - running_mean) / sd)^2 + (sqrt((s^2 + eps) / (running_var + eps)) - 1)^2,   sd = sqrt(running_var + eps)
+        e = (m - running_mean) / sd,   r = sqrt((s^2 + eps) / (running_var + eps)),   sd = sqrt(running_var + eps)
+        max(|e| - slack, 0)^2 + max(|r - 1| - slack, 0)^2
 
     with m and s^2 the mean and variance of the input. eps on both sides keeps channels of zero variance, which trained
     networks do have, at a finite and attainable target. Channels that the BatchNorm multiplies by 0 are left out:
@@ -40,10 +41,15 @@ def layer_loss(norm: BatchNorm, activation: Tensor, per_image: bool = False) -> 
     """
     mean, var = input_statistics(activation, per_image)
     total_var = norm.running_var + norm.eps
-    mean_term = (mean - norm.running_mean).square() / total_var
-    std_term = (((var + norm.eps) / total_var).sqrt() - 1).square()
-    distance = mean_term + std_term
+    mean_error = (mean - norm.running_mean) / total_var.sqrt()
+    std_ratio = ((var + norm.eps) / total_var).sqrt()
+    distance = beyond(mean_error, slack).square() + beyond(std_ratio - 1, slack).square()
     return (distance if norm.weight is None else distance[..., norm.weight != 0]).sum() / _measured(distance, norm)
+
+
+def beyond(error: Tensor, slack: float) -> Tensor:
+    """How far an error is outside of [-slack, slack]."""
+    return (error.abs() - slack).clamp(min=0)
 
 
 def _measured(distance: Tensor, norm: BatchNorm) -> int:
@@ -53,15 +59,20 @@ def _measured(distance: Tensor, norm: BatchNorm) -> int:
 
 
 def batch_norm_statistics_loss(
-    batch_norms: Sequence[BatchNorm], activations: Sequence[Tensor], *, per_image: bool = False
+    batch_norms: Sequence[BatchNorm],
+    activations: Sequence[Tensor],
+    *,
+    per_image: bool = False,
+    slack: float = 0.0,
 ) -> Tensor:
     """Distance of a batch from what the network remembers: the mean of `layer_loss` over all BatchNorm calls.
 
     Idea 1 of DFFG (Leng et al., BMVC 2023): recover the distribution of the training data from BatchNorm. The abstract
     gives no formula; matching mean and standard deviation is ZeroQ's (Cai et al., CVPR 2020), the normalisation per
-    channel is ours, so that wide layers and loud channels weigh no more than others.
+    channel is ours, so that wide layers and loud channels weigh no more than others. Slack is the idea of DSG (Zhang
+    et al., CVPR 2021), who set it per layer from noise; here it is one number, in standard deviations of the channel.
     """
     losses = [
-        layer_loss(norm, activation, per_image) for norm, activation in zip(batch_norms, activations, strict=True)
+        layer_loss(norm, activation, per_image, slack) for norm, activation in zip(batch_norms, activations, strict=True)
     ]
     return torch.stack(losses).mean()
