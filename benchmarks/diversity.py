@@ -29,8 +29,8 @@ from dffg.variability import GradientAt, Variability, VariabilityOptions
 
 SUITE = "diversity"
 COUNT = 64
+DEFAULTS = "defaults"
 CHANGES = (
-    "defaults",
     "variability none",
     "variability variance-tuning",
     "variability random-mask",
@@ -72,7 +72,7 @@ def run(networks: list[str], seeds: list[int]) -> None:
         simulated = Simulated(benchmark)
         judge = ablation.Judge(simulated, benchmark)
         meter = Meter(simulated.captured, benchmark.real_images(COUNT, 0))
-        for seed, name in itertools.product(seeds, (REAL, *RIVALS, *CHANGES)):
+        for seed, name in itertools.product(seeds, (REAL, *RIVALS, DEFAULTS, *CHANGES)):
             record = {"network": benchmark.name, "setting": name, "seed": seed, "config": _config(name, seed)}
             if _key(record) in done or (name in ablation.PICTURES_ONLY and not benchmark.spec.is_pixels):
                 continue
@@ -91,7 +91,7 @@ def _config(name: str, seed: int) -> dict[str, Any]:
 
 
 def _synthesis(name: str, seed: int) -> SynthesisConfig:
-    options = RIVALS[name] if name in RIVALS else ablation.CHANGES[name].options
+    options = {} if name == DEFAULTS else RIVALS[name] if name in RIVALS else ablation.CHANGES[name].options
     return SynthesisConfig(count=COUNT, seed=seed, **options)  # type: ignore[arg-type]
 
 
@@ -118,9 +118,9 @@ def _watched(
     if not config.is_fast_gradient:
         return None
     method = method_of(captured, config)
-    change = ablation.CHANGES[name].replace
-    if change is not None:
-        method = change(method, captured, config)
+    change = ablation.CHANGES.get(name)
+    if change is not None and change.replace is not None:
+        method = change.replace(method, captured, config)
     method = replace(method, vary=_noting(method.vary, gradients))
     return lambda chain: run_chain(captured, config, chain, method)
 

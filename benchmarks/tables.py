@@ -82,11 +82,14 @@ def ablation_table() -> str:
     return "\n".join(lines)
 
 
-def log_ratios(results: Records, network: str, change: str, *, key: str = "change") -> list[float]:
+def log_ratios(
+    results: Records, network: str, change: str, *, key: str = "change", beside: str | None = None
+) -> list[float]:
     """Per seed: mean log KL over quantizers, minus that of what it is beside, averaged over the seeds they share."""
     of_network = [r for r in results if r["network"] == network]
     seeds = {r["seed"] for r in of_network if r[key] == change}
-    beside = ablation.CHANGES[change].beside if change in ablation.CHANGES and key == "change" else "defaults"
+    if beside is None:
+        beside = ablation.CHANGES[change].beside if change in ablation.CHANGES else ablation.BASE
     compared = [log_kl(r) for r in of_network if r[key] == beside and r["seed"] in seeds]
     return [log_kl(r) - statistics.mean(compared) for r in of_network if r[key] == change and compared]
 
@@ -144,7 +147,7 @@ def diversity_table() -> str:
             if values[1] is not None and real:
                 values[1] /= real
             shown = ["-" if value is None else f"{value:.2f}" for value in values]
-            divergence = ratio(log_ratios(here, network, setting, key="setting"))
+            divergence = ratio(log_ratios(here, network, setting, key="setting", beside="defaults"))
             lines.append(f"| {network} | {setting} | {' | '.join(shown)} | {divergence} |")
     return "\n".join(lines)
 

@@ -77,20 +77,6 @@ def deviation_tenfold(layers: list[LayerStatistics]) -> Tensor:
     ).mean()
 
 
-def with_slack(slack: float) -> Callable[[list[LayerStatistics]], Tensor]:
-    """No force on a statistic within `slack` of its target, in units of the channel's deviation (DSG's idea)."""
-
-    def loss(layers: list[LayerStatistics]) -> Tensor:
-        terms = [
-            (layer.mean_error.abs() - slack).clamp(min=0).square()
-            + ((layer.std_ratio - 1).abs() - slack).clamp(min=0).square()
-            for layer in layers
-        ]
-        return torch.stack([term.mean() for term in terms]).mean()
-
-    return loss
-
-
 class RunningMix:
     """Statistics over all images made so far: those of the batch, mixed with what earlier chains ended with."""
 
@@ -176,10 +162,11 @@ class RandomLayerWeights:
 
     def __init__(self, captured: Captured, config: SynthesisConfig) -> None:
         self._probe = Probe(captured)
+        self._slack = config.slack
         self._generator = torch.Generator().manual_seed(config.seed)
 
     def __call__(self, images: Tensor) -> Tensor:
-        losses = torch.stack([distance(layer) for layer in self._probe(images)])
+        losses = torch.stack([distance(layer, self._slack) for layer in self._probe(images)])
         return (2 * torch.rand(len(losses), generator=self._generator) * losses).mean()
 
 

@@ -14,7 +14,7 @@ from dffg.images import ImageSpec
 from dffg.objective import Objective
 from dffg.probe import Moments, Probe, Target, measure, target_of
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
-from tests.networks import NETWORKS, captured, inputs, randomize
+from tests.networks import NETWORKS, captured, inputs, network, randomize
 
 TOLERANCE = 1e-4
 CHANNELS = 4
@@ -126,6 +126,16 @@ def test_equals_the_statistics_loss_on_random_graphs(options, zero_gamma, zero_v
 def test_equals_the_statistics_loss_on_known_networks(name, per_image, slack):
     network = captured(name)
     assert_same(network, inputs(network.spec.shape), per_image, slack)
+
+
+@pytest.mark.parametrize("weight", [1e-9, 1e-20, 1e-40])
+def test_a_channel_that_is_lost_in_float32_does_not_spoil_the_gradient(weight):
+    """Folded statistics are divided by the weight of BatchNorm."""
+    model, shape = network("conv")
+    with torch.no_grad():
+        norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+        norm.weight[1] = weight
+    assert_same(capture(model, spec=ImageSpec(shape=shape)), inputs(shape), per_image=False)
 
 
 def test_every_batch_norm_call_counts_once():

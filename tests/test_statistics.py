@@ -6,7 +6,13 @@ from torch import nn
 from dffg.captured import BatchNorm, capture
 from dffg.images import ImageSpec
 from dffg.objective import Objective
-from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss, input_statistics, layer_loss
+from dffg.statistics import (
+    batch_norm_inputs,
+    batch_norm_statistics_loss,
+    input_statistics,
+    layer_loss,
+    live_channels,
+)
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 
 EPS = 1e-3
@@ -127,6 +133,17 @@ def test_channels_that_the_batch_norm_multiplies_by_zero_are_left_out(per_image)
     assert float(layer_loss(norm, x, per_image)) == pytest.approx(
         float(layer_loss(alone, x[:, 1:2], per_image)), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(("weight", "live"), [(0.0, False), (1e-20, False), (1e-9, False), (1e-5, True), (-1.0, True)])
+def test_channels_that_are_lost_in_float32_are_dead(weight, live):
+    norm = norm_of([0.0, 0.0], [1.0, 1.0], weight=[weight, 0.5])
+    assert live_channels(norm).tolist() == [live, True]
+    assert live_channels(norm_of([0.0, 0.0], [1.0, 1.0])).tolist() == [True, True]
+
+
+def test_a_small_weight_beside_small_weights_is_alive():
+    assert live_channels(norm_of([0.0, 0.0], [1.0, 1.0], weight=[1e-9, 1e-8])).tolist() == [True, True]
 
 
 def test_a_layer_without_live_channels_costs_nothing():

@@ -91,6 +91,8 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
         ahead = torch.clamp(images - step_size * config.decay * velocity, *bounds) if config.lookahead else images
         loss, gradient, variance = method.vary(gradient_of(method.objective), ahead, variance, options)
         yield Visit(images=images, step=step, loss=loss)
+        if step == config.steps - 1:
+            return
         images, velocity = method.step(
             images, gradient, velocity, step_size=step_size, decay=config.decay, bounds=bounds
         )

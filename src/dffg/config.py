@@ -22,12 +22,14 @@ FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "schedule": "cosine",
     "start_std": 0.25,
     "statistics": "batch",
-    "slack": 0.0,
+    "slack": 0.2,
     "variability": "input-diversity",
     "variability_strength": 0.5,
     "variability_samples": 2,
 }
-_ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "variability": "none"}
+# The attacks as published, turned downhill: MI and NI never forget; VMI has 2 samples in place of 20, which would cost
+# 21 passes a step; DI flips and rolls besides. Step size, start, bounds and loss are ours.
+_ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "slack": 0.0, "variability": "none"}
 # What an option is where it is not given, by generator. A generator that is not listed with an option does not have it:
 # it is fixed by its paper and written in `dffg.baselines`.
 GENERATOR_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -35,7 +37,7 @@ GENERATOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "i-fgsm": {**_ATTACK, "decay": 0.0},
     "mi-fgsm": {**_ATTACK, "decay": 1.0},
     "ni-fgsm": {**_ATTACK, "decay": 1.0, "lookahead": True},
-    "vmi-fgsm": {**_ATTACK, "decay": 1.0, "variability": "variance-tuning"},
+    "vmi-fgsm": {**_ATTACK, "decay": 1.0, "variability": "variance-tuning", "variability_strength": 0.4},
     "di-fgsm": {**_ATTACK, "decay": 0.0, "variability": "input-diversity"},
     "noise": {"batch_size": 16, "steps": 1},
     "uniform": {"batch_size": 16, "steps": 1},

@@ -30,7 +30,7 @@ class Objective:
 def distance(layer: LayerStatistics, slack: float = 0.0) -> Tensor:
     """Distance of one layer from what it remembers, averaged over live channels.
 
-        max(|mean_error| - slack, 0)^2 + max(|std_ratio - 1| - slack, 0)^2
+    max(|mean_error| - slack, 0)^2 + max(|std_ratio - 1| - slack, 0)^2
     """
     terms = beyond(layer.mean_error, slack).square() + beyond(layer.std_ratio - 1, slack).square()
     images = terms.shape[0] if terms.dim() == 2 else 1

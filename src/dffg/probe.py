@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from dffg.captured import Captured
 from dffg.fold import FoldRecord, fold_with_records
 from dffg.graph import with_output
+from dffg.statistics import live_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class LayerStatistics:
         mean_error = (m - running_mean) / sd        std_ratio = sqrt((s^2 + eps) / (running_var + eps))
 
     Both are (channels,) over a batch, or (batch, channels) per image; sd = sqrt(running_var + eps) is `std`, `live` is
-    0 for channels that the BatchNorm multiplies by 0 and 1 for others, both (channels,). Nothing of a dead channel
-    reaches the rest of the network, and it is reported as perfect: error 0, ratio 1.
+    1 for channels of which anything reaches the rest of the network and 0 for dead ones, both (channels,). A dead
+    channel is reported as perfect: error 0, ratio 1.
     """
 
     mean_error: Tensor
@@ -87,7 +88,7 @@ def target_of(record: FoldRecord) -> Target:
     """Constants for the place where a BatchNorm is measured."""
     norm = record.norm
     total_var = norm.running_var + norm.eps
-    live = torch.ones_like(norm.running_var) if norm.weight is None else (norm.weight != 0).to(norm.running_var)
+    live = live_channels(norm).to(norm.running_var)
     if not record.folded:
         mean, std = norm.running_mean, total_var.sqrt()
     else:

@@ -36,15 +36,17 @@ def layer_loss(norm: BatchNorm, activation: Tensor, per_image: bool = False, sla
         max(|e| - slack, 0)^2 + max(|r - 1| - slack, 0)^2
 
     with m and s^2 the mean and variance of the input. eps on both sides keeps channels of zero variance, which trained
-    networks do have, at a finite and attainable target. Channels that the BatchNorm multiplies by 0 are left out:
-    nothing of them reaches the rest of the network.
+    networks do have, at a finite and attainable target. Dead channels are left out (`live_channels`).
     """
     mean, var = input_statistics(activation, per_image)
     total_var = norm.running_var + norm.eps
     mean_error = (mean - norm.running_mean) / total_var.sqrt()
     std_ratio = ((var + norm.eps) / total_var).sqrt()
     distance = beyond(mean_error, slack).square() + beyond(std_ratio - 1, slack).square()
-    return (distance if norm.weight is None else distance[..., norm.weight != 0]).sum() / _measured(distance, norm)
+    live = live_channels(norm)
+    images = distance.numel() // len(live)
+    # At least one entry, so that a layer without live channels costs nothing.
+    return distance[..., live].sum() / max(1, int(live.sum()) * images)
 
 
 def beyond(error: Tensor, slack: float) -> Tensor:
@@ -52,10 +54,17 @@ def beyond(error: Tensor, slack: float) -> Tensor:
     return (error.abs() - slack).clamp(min=0)
 
 
-def _measured(distance: Tensor, norm: BatchNorm) -> int:
-    """Entries the mean is taken over; at least one, so that a layer without live channels costs nothing."""
-    channels = len(norm.running_mean) if norm.weight is None else int((norm.weight != 0).sum())
-    return max(1, channels * (distance.numel() // len(norm.running_mean)))
+def live_channels(norm: BatchNorm) -> Tensor:
+    """Channels of which anything reaches the rest of the network, as booleans (channels,).
+
+    A channel whose weight is 0, or so small that in float32 its variation is lost beside its bias and beside the other
+    channels, is constant behind the BatchNorm.
+    """
+    if norm.weight is None:
+        return torch.ones_like(norm.running_var, dtype=torch.bool)
+    weight = norm.weight.abs()
+    beside = weight.max() if norm.bias is None else norm.bias.abs() + weight.max()
+    return weight > torch.finfo(torch.float32).eps * beside
 
 
 def batch_norm_statistics_loss(
@@ -73,6 +82,7 @@ def batch_norm_statistics_loss(
     et al., CVPR 2021), who set it per layer from noise; here it is one number, in standard deviations of the channel.
     """
     losses = [
-        layer_loss(norm, activation, per_image, slack) for norm, activation in zip(batch_norms, activations, strict=True)
+        layer_loss(norm, activation, per_image, slack)
+        for norm, activation in zip(batch_norms, activations, strict=True)
     ]
     return torch.stack(losses).mean()

@@ -18,9 +18,8 @@ def formula(model, batch):
     for layer in seen:
         mean, sd = layer.moments((0, 2, 3))
         total += float((((mean - layer.mean) ** 2).sum() + ((sd - layer.sd) ** 2).sum()) / len(mean))
-    pixels = [batch[:, channel] for channel in range(batch.shape[1])]
-    errors = [float(values.mean() ** 2 + (values.std(correction=0) - 1) ** 2) for values in pixels]
-    return total + sum(errors) / len(errors)
+    errors = [float(values.mean() ** 2 + (values.std() - 1) ** 2) for image in batch for values in image]
+    return total + sum(errors) / len(batch)
 
 
 def test_loss_is_the_formula():
@@ -41,11 +40,11 @@ def test_made_images_have_mean_0_and_deviation_1(shape):
 
 def test_weights_are_drawn_as_torch_would():
     made = genie.Maker((3, 8, 8), torch.Generator().manual_seed(0))
-    reference = torch.nn.Conv2d(128, 128, 3, padding=1)
+    reference = torch.nn.Conv2d(128, 64, 3, padding=1)
     for name, torches in reference.state_dict().items():
         drawn = made.middle.state_dict()[name]
         assert drawn.shape == torches.shape
-        assert float(drawn.abs().max()) == pytest.approx(float(torches.abs().max()), rel=0.05)
+        assert float(drawn.abs().max()) == pytest.approx(float(torches.abs().max()), rel=0.1)
         assert float(drawn.std()) == pytest.approx(float(torches.std()), rel=0.2)
 
 
@@ -124,11 +123,27 @@ def test_latents_and_weights_both_learn_at_rates_that_decay(monkeypatch):
     monkeypatch.setattr(torch.optim, "Adam", Watched)
     monkeypatch.setattr(genie, "DECAY_EVERY", 2)
     list(genie.run_chain(captured, config("genie", steps=6), 0))
-    (optimizer,) = made
-    rates = [group["lr"] for group in optimizer.param_groups]
-    assert rates == pytest.approx([0.1 * 0.95**2, 0.01 * 0.95**2])
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 14]
-    assert all(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+    groups = [group for optimizer in made for group in optimizer.param_groups]
+    assert [group["lr"] for group in groups] == pytest.approx([0.1, 0.01 * 0.95**2])
+    assert [len(group["params"]) for group in groups] == [1, 10]
+    assert all(parameter.grad is not None for group in groups for parameter in group["params"])
+
+
+def test_the_rate_of_the_latents_falls_on_a_plateau(monkeypatch):
+    _, captured = pictures()
+    made = []
+
+    class Watched(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def __init__(self, optimizer, **options):
+            super().__init__(optimizer, **options)
+            made.append((self, options))
+
+    monkeypatch.setattr(torch.optim.lr_scheduler, "ReduceLROnPlateau", Watched)
+    list(genie.run_chain(captured, config("genie", steps=4), 0))
+    ((schedule, options),) = made
+    assert options == {"factor": 0.1, "patience": 100, "min_lr": 1e-4}
+    assert schedule.last_epoch == 3
+    assert schedule.optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_a_batch_of_one_is_refused():

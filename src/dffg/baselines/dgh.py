@@ -1,4 +1,4 @@
-"""DGH (Dikstein et al., WACV 2025), the generator of Sony's MCT: statistics over the whole set, smooth pictures."""
+"""DGH (Dikstein et al., WACV 2025) as in Sony's MCT: statistics over the whole set, smooth pictures."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
 
 LEARNING_RATE = 16.0
-PLATEAU_FACTOR, PLATEAUS = 0.5, 50
-STD_WEIGHT = 10.0
+PLATEAU_FACTOR, PLATEAUS, LOWEST_RATE = 0.5, 50, 1e-4
 STRETCH = 1e-5
 SIGMA = 1.25
+EPS = 1e-6
 CANVAS_SHARE = 7
 
 
 def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterator[Visit]:
     """RAdam on the statistics of all images together: one chain makes the whole set, `config.count` images.
 
-        loss = mean over layers of ( |m - running_mean|^2 + 10 |s - sd|^2 ) / channels
+        loss = mean over layers of ( |m - running_mean|^2 + |s - sd|^2 ) / channels
                - 1e-5 * mean over images of (highest - lowest value of the answer)
 
-    in the network's own units; m and s are of the whole set. The set is walked in batches, in random order: every batch
-    sees its own moments and those that the others left when they were last looked at. What is optimized is a canvas
-    larger than the input (by 32 pixels at 224, in proportion elsewhere), in normalized units. Every pass flips it half
-    of the time, smooths it with a 3x3 Gaussian (sigma 1.25), crops it at random and clips it to the legal pixels;
-    gradients pass the clipping as if it were not there, and the canvas itself is free. Handed out is the canvas
-    smoothed, cropped at the center and clipped. RAdam at 16, every batch its own, halved when the batch's loss has not
-    fallen for steps / 50, which then forgets what was best; 500 iterations, batches of 32, a start from N(0, 1).
-    Constants: MCT's defaults as described in the literature.
+    in the network's own units; m and s are of the whole set. The input is one more layer, of mean 0 and deviation 1,
+    not divided by its channels. The set is walked in batches, in random order: every batch sees its own moments and
+    those that the others left when they were last looked at. What is optimized is a canvas larger than the input (by 32
+    pixels at 224, in proportion elsewhere), in normalized units. Every pass flips it half of the time, smooths it with
+    a 3x3 Gaussian (sigma 1.25), crops it at random and clips it to the legal pixels; gradients pass the clipping as if
+    it were not there, and the canvas itself is free. Handed out is the canvas smoothed, cropped at the center and
+    clipped. RAdam at 16, every batch its own, halved when the batch's loss has not fallen for steps / 50, down to 1e-4,
+    which then forgets what was best; 500 iterations, batches of 32, a start from N(0, 1). Constants: MCT's defaults.
+    The authors' research code weighs deviations tenfold and makes 1000 iterations.
 
-    We differ: batches count by their size (MCT: equally), no mixed precision, one draw of flip and crop for a batch,
-    edges are replicated in smoothing. Inputs that are not pictures have no canvas and are only clipped.
+    We differ: batches count by their size (MCT: equally), no mixed precision, edges are replicated in smoothing; a
+    batch leaves the moments that it had before its step (MCT looks a second time, after it, which doubles the forward
+    passes); the canvas is a seventh larger (MCT: 32 pixels and its crop's 32 at any size); channels that BatchNorm
+    multiplies by 0 are left out. Inputs that are not pictures have no canvas and are only clipped.
+
+    RAdam's first five updates are not adaptive and hardly move the images, so that fewer steps than about 16 are noise.
 
     A visit is one pass of every batch, its loss their mean; chain numbers beyond 0 would make further whole sets.
     """
@@ -64,7 +69,7 @@ class JointWalk:
         self._schedules = [ForgetfulPlateau(optimizer, config.steps // PLATEAUS) for optimizer in self._optimizers]
         self._shares = torch.tensor([len(canvas) / config.count for canvas in self._canvases])
         with torch.no_grad():
-            self._left = [self._probe(self._view.center(canvas)) for canvas in self._canvases]
+            self._left = [self._look(self._view.center(canvas))[0] for canvas in self._canvases]
 
     def __len__(self) -> int:
         return len(self._canvases)
@@ -78,7 +83,7 @@ class JointWalk:
         """Look at one batch, leave its moments and take one step; its loss."""
         optimizer = self._optimizers[index]
         optimizer.zero_grad()
-        layers, answer = self._probe.with_answer(self._view.random(self._canvases[index]))
+        layers, answer = self._look(self._view.random(self._canvases[index]))
         own = [*self._left]
         own[index] = layers
         loss = statistics_loss(pooled(own, self._shares)) - STRETCH * stretch(answer)
@@ -88,6 +93,18 @@ class JointWalk:
             optimizer.step()
             self._schedules[index].step(float(loss.detach()))
         return float(loss.detach())
+
+    def _look(self, images: Tensor) -> tuple[list[LayerStatistics], Tensor]:
+        """Statistics of the input and of every layer, and the answer."""
+        layers, answer = self._probe.with_answer(images)
+        return [input_layer(images), *layers], answer
+
+
+def input_layer(images: Tensor) -> LayerStatistics:
+    """The input as a layer that remembers mean 0 and deviation 1."""
+    var, mean = torch.var_mean(images.transpose(0, 1).flatten(1), dim=1, correction=0)
+    ones = torch.ones_like(mean)
+    return LayerStatistics(mean_error=mean, std_ratio=(var + EPS).sqrt(), std=ones, live=ones)
 
 
 def pooled(batches: Sequence[Sequence[LayerStatistics]], shares: Tensor) -> list[LayerStatistics]:
@@ -116,12 +133,11 @@ def detached(layer: LayerStatistics) -> LayerStatistics:
 
 
 def statistics_loss(layers: Sequence[LayerStatistics]) -> Tensor:
-    """Mean over layers of the mean over channels of squared errors, those of the standard deviation times 10."""
-    losses = []
-    for layer in layers:
-        mean_error, std_error = layer.std * layer.mean_error, layer.std * (layer.std_ratio - 1)
-        losses.append((mean_error.square() + STD_WEIGHT * std_error.square()).mean())
-    return torch.stack(losses).mean()
+    """Mean over layers, the input first, of the mean over channels of squared errors; of the input, the sum."""
+    errors = [
+        (layer.std * layer.mean_error).square() + (layer.std * (layer.std_ratio - 1)).square() for layer in layers
+    ]
+    return torch.stack([errors[0].sum(), *(error.mean() for error in errors[1:])]).mean()
 
 
 def stretch(answer: Tensor) -> Tensor:
@@ -185,7 +201,7 @@ class ForgetfulPlateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
     """Halves the rate on a plateau, and then takes the next loss for the best so far."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, patience: int) -> None:
-        super().__init__(optimizer, factor=PLATEAU_FACTOR, patience=patience)
+        super().__init__(optimizer, factor=PLATEAU_FACTOR, patience=patience, min_lr=LOWEST_RATE)
 
     def step(self, metrics: float) -> None:  # type: ignore[override]
         """One loss."""

@@ -39,10 +39,12 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     the loss has not fallen for 260 steps, 500 iterations, 40 images, a start from N(0, 1); pixels are not clipped.
     Constants: the authors' code as described in the literature.
 
-    We differ: images stress the layers in turn where there are more images than layers; slack is measured over one
-    Gaussian batch of the chain's own size and over live channels; the input term has neither slack nor stress. The
-    further terms of the released code (cross-entropy, total variation, L2, spectrum of the batch) are no part of the
-    paper's SDA and LSE and are left out. What is said of `dffg.baselines.zeroq` holds here too.
+    We differ: the start is the paper's (the released code draws from U[0, 1)) and so is the weight 2 (the code doubles
+    errors before it squares them, for the first 20 images). Images stress the layers in turn where there are more
+    images than layers; slack is measured over one Gaussian batch of the chain's own size and over live channels; the
+    input term has neither slack nor stress. The further terms of the released code (cross-entropy, total variation, L2,
+    spectrum of the batch) are no part of the paper's SDA and LSE and are left out. What is said of
+    `dffg.baselines.zeroq` holds here too.
     """
     generator = chain_generator(config.seed, chain)
     shape = (config.batch_size, *captured.spec.shape)

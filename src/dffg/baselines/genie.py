@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from dffg.baselines.descent import per_image_norm, step_schedule
+from dffg.baselines.zeroq import input_terms
 from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator, channels_last
 from dffg.config import SynthesisConfig
@@ -19,21 +21,23 @@ from dffg.probe import Probe
 LATENTS, WIDTH = 256, 128
 LATENT_RATE, GENERATOR_RATE = 0.1, 0.01
 DECAY, DECAY_EVERY = 0.95, 100
-EPS = 1e-6
+PLATEAU_PATIENCE, PLATEAU_FACTOR, LOWEST_RATE = 100, 0.1, 1e-4
 
 
 def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterator[Visit]:
-    """Adam on latents (0.1) and on the weights of a generator (0.01), both times 0.95 every 100 iterations.
+    """Adam on latents (0.1) and on the weights of a generator (0.01).
 
-        loss = sum_i ( |m_i - running_mean_i|^2 + |s_i - sd_i|^2 ) / channels_i,     layer 0: the input, mean 0 and sd 1
+        loss = sum_i ( |m_i - running_mean_i|^2 + |s_i - sd_i|^2 ) / channels_i   + ZeroQ's input term
 
-    over the batch, in the network's own units; no classes. Strided convolutions see their input shifted at random by up
-    to one position, anew in every pass (`swing`). The generator ends in a tanh and a BatchNorm, so that the batch has
-    mean 0 and standard deviation 1 and is not clipped to the pixels. 256 latents, 128 images, 4000 iterations.
+    over the batch, in the network's own units, the input term for every image alone; no classes. The rate of the
+    weights is multiplied by 0.95 every 100 iterations, that of the latents by 0.1 on a plateau of 100. Strided
+    convolutions see their input shifted at random by up to one position, anew in every pass (`swing`). The generator
+    ends in a tanh and a BatchNorm, so that the batch has mean 0 and standard deviation 1 and is not clipped to the
+    pixels. 256 latents, 128 images, 4000 iterations.
     Constants: the authors' code as described in the literature, which also swaps the two rates in one place.
 
-    We differ: the layers between the first and the last of the generator are ours, in the usual arrangement; one
-    schedule serves latents and weights. Inputs of any number of axes are made as pictures and reshaped.
+    We differ: layers have the biased variance, and channels that BatchNorm multiplies by 0 are left out. Inputs of any
+    number of axes are made as pictures and reshaped.
 
     Raises `InputError` for batches of one, which have no batch statistics for the generator to normalize with.
     """
@@ -43,24 +47,29 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     probe = Probe(captured, change=lambda module: swing_strided(module, generator))
     maker = Maker(captured.spec.shape, generator)
     latents = torch.randn(config.batch_size, LATENTS, generator=generator).requires_grad_(True)
-    optimizer = torch.optim.Adam([latents], lr=LATENT_RATE)
-    optimizer.add_param_group({"params": list(maker.parameters()), "lr": GENERATOR_RATE})
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, DECAY_EVERY, DECAY)
+    optimizers = [torch.optim.Adam([latents], lr=LATENT_RATE), torch.optim.Adam(maker.parameters(), lr=GENERATOR_RATE)]
+    schedules = [
+        torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizers[0], factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE, min_lr=LOWEST_RATE
+        ),
+        torch.optim.lr_scheduler.StepLR(optimizers[1], DECAY_EVERY, DECAY),
+    ]
     for step in range(config.steps):
         images = maker(latents)
         loss = statistics_loss(probe, images)
         yield Visit(images=images.detach(), step=step, loss=float(loss.detach()))
         if step < config.steps - 1:
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-            scheduler.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                step_schedule(schedule, float(loss.detach()))
 
 
 def statistics_loss(probe: Probe, images: Tensor) -> Tensor:
-    """Mean squared errors of mean and standard deviation over channels, summed over layers, with the input as first."""
-    var, mean = torch.var_mean(images.transpose(0, 1).flatten(1), dim=1, correction=0)
-    losses = [mean.square().mean() + ((var + EPS).sqrt() - 1).square().mean()]
+    """Mean squared errors of mean and standard deviation over channels, summed over layers, and the input term."""
+    losses = [per_image_norm(input_terms(images))]
     for layer in probe(images):
         errors = (layer.std * layer.mean_error, layer.std * (layer.std_ratio - 1))
         losses += [error.square().mean() for error in errors]
@@ -70,8 +79,8 @@ def statistics_loss(probe: Probe, images: Tensor) -> Tensor:
 class Maker(nn.Module):
     """Latents (batch, 256) -> images (batch, *shape) of mean 0 and standard deviation 1 per channel.
 
-    A linear layer makes 128 maps of a quarter of the size; twice they are doubled, convolved, normalized and bent. The
-    rest is cut off where the size is not divisible by 4.
+    A linear layer makes 128 maps of a quarter of the size, which are normalized; they are doubled, convolved to 64,
+    normalized and bent, and doubled and convolved to pixels. The rest is cut off where the size is not divisible by 4.
     """
 
     def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
@@ -81,10 +90,8 @@ class Maker(nn.Module):
         self._small = tuple(ceil(size / 4) for size in self._size)
         self.begin = linear(LATENTS, WIDTH * prod(self._small), generator)
         self.begin_norm = nn.BatchNorm2d(WIDTH)
-        self.middle = convolution(WIDTH, WIDTH, generator)
-        self.middle_norm = nn.BatchNorm2d(WIDTH)
-        self.late = convolution(WIDTH, WIDTH // 2, generator)
-        self.late_norm = nn.BatchNorm2d(WIDTH // 2)
+        self.middle = convolution(WIDTH, WIDTH // 2, generator)
+        self.middle_norm = nn.BatchNorm2d(WIDTH // 2)
         self.end = convolution(WIDTH // 2, shape[0], generator)
         self.end_norm = nn.BatchNorm2d(shape[0], affine=False)
 
@@ -92,9 +99,8 @@ class Maker(nn.Module):
         """Images of these latents."""
         x = channels_last(self.begin(latents).unflatten(1, (WIDTH, *self._small)))
         x = bend(self.middle_norm(self.middle(double(self.begin_norm(x)))))
-        x = bend(self.late_norm(self.late(double(x))))
         height, width = self._size
-        x = torch.tanh(self.end(x)[..., :height, :width])
+        x = torch.tanh(self.end(double(x))[..., :height, :width])
         return channels_last(self.end_norm(x).reshape(-1, *self._shape))
 
 

@@ -29,9 +29,12 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     to 254, minus 127.5, over 5418.75. Pixels are not clipped. Constants: the authors' code as described in the
     literature.
 
+    Inputs are taken to be normalized to about mean 0 and deviation 1, as the input term says, whatever their bounds.
+
     We differ in looking at the inputs of BatchNorm calls in the graph (the code pairs convolutions and BatchNorms by
-    position), in using BatchNorm's own eps and the biased variance for layers, and in scoring the images that are kept
-    (499 updates, 500 passes). Mixed precision is not part of it.
+    position), in using BatchNorm's own eps and the biased variance for layers, in leaving out channels that BatchNorm
+    multiplies by 0, and in scoring the images that are kept (499 updates, 500 passes). Mixed precision is not part of
+    it.
     """
     generator = chain_generator(config.seed, chain)
     levels = torch.randint(0, 255, (config.batch_size, *captured.spec.shape), generator=generator)
