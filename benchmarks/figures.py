@@ -42,7 +42,8 @@ PANELS = (
 )
 # The same method with another number of passes; other settings are other methods and have no place on its curve.
 BUDGET_OPTIONS = {"steps", "keep_every", "batch_size", "burn_in"}
-_HARVEST_ABLATION = "burn_in 15"
+# Without a harvest, and without a step.
+_OFF_THE_CURVE = ("burn_in 15", " steps 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def panels(cost: Callable[[dict[str, Any]], float | None]) -> list[Panel]:
     cells = [
         cell
         for cell in arena_tables.cells()
-        if set(_options(cell)) <= BUDGET_OPTIONS and not cell["label"].endswith(_HARVEST_ABLATION)
+        if set(_options(cell)) <= BUDGET_OPTIONS and not cell["label"].endswith(_OFF_THE_CURVE)
     ]
     found = [_panel(cells, network, quantizer, cost) for network, quantizer in PANELS]
     return [panel for panel in found if panel.curves]
@@ -146,10 +147,9 @@ def _cost_plot(shown: list[Panel], theme: str, cost: str) -> Figure:
     for index, panel in enumerate(shown):
         axes = figure.add_subplot(rows, columns, index + 1)
         _draw(axes, panel, colors)
-        if index + columns >= len(shown):
-            axes.set_xlabel(cost)
         if index % columns == 0:
             axes.set_ylabel("top-1, %")
+    figure.supxlabel(cost, fontsize=10)
     handles = {handle.get_label(): handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]}
     figure.legend(
         list(handles.values()), [str(name) for name in handles], loc="outside upper center", ncols=6, frameon=False

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,13 @@ def test_channels_that_are_lost_in_float32_are_dead(weight, live):
     norm = norm_of([0.0, 0.0], [1.0, 1.0], weight=[weight, 0.5])
     assert live_channels(norm).tolist() == [live, True]
     assert live_channels(norm_of([0.0, 0.0], [1.0, 1.0])).tolist() == [True, True]
+
+
+def test_a_weight_is_judged_beside_its_bias_and_the_largest():
+    norm = replace(norm_of([0.0, 0.0], [1.0, 1.0], weight=[1e-9, 1.0]), bias=torch.zeros(2))
+    assert live_channels(norm).tolist() == [False, True]
+    norm = replace(norm_of([0.0, 0.0], [1.0, 1.0], weight=[1e-6, 1e-6]), bias=torch.tensor([100.0, 1.0]))
+    assert live_channels(norm).tolist() == [False, True]
 
 
 def test_a_small_weight_beside_small_weights_is_alive():

@@ -155,3 +155,11 @@ def test_a_plateau_halves_the_rate_and_forgets_the_best():
         rates.append(optimizer.param_groups[0]["lr"])
     # three losses no better than 1 are one more than patience; the falling ones after that are better than forgotten 1
     assert rates == [16, 16, 16, 8, 8, 8, 8, 8]
+
+
+def test_the_rate_has_a_floor():
+    optimizer = torch.optim.RAdam([torch.zeros(1, requires_grad=True)], lr=1.5e-4)
+    schedule = dgh.ForgetfulPlateau(optimizer, 0)
+    for loss in (1.0, 2.0, 3.0):
+        schedule.step(loss)
+    assert optimizer.param_groups[0]["lr"] == 1e-4

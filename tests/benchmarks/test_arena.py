@@ -3,6 +3,7 @@ from benchmarks.arena import Contestant, Suite, narrowed, passes_per_image
 
 from benchmarks import arena, records
 from dffg.config import SynthesisConfig
+from dffg.images import ImageSpec
 from tests.benchmarks.small import small_benchmark
 
 CONTESTANTS = (
@@ -87,3 +88,23 @@ def test_every_contestant_of_every_suite_can_be_configured():
         for one in suite.contestants:
             if one.generator not in (arena.REAL, arena.PEER):
                 SynthesisConfig(generator=one.generator, **one.options)
+
+
+def test_a_cell_of_other_defaults_is_measured_again(results, monkeypatch):
+    suite = narrowed(SUITE, [], ["dffg steps 4"], [0])
+    arena.run(suite, load)
+    stored = results()[0]
+    assert stored["config"]["slack"] == SynthesisConfig().slack
+    monkeypatch.setattr(records, "read", lambda suite: [{**stored, "config": {**stored["config"], "slack": 0.5}}])
+    measured = []
+    monkeypatch.setattr(records, "append", lambda suite, cell: measured.append(cell["label"]))
+    arena.run(suite, load)
+    assert measured == ["dffg steps 4"]
+
+
+def test_widths_are_those_where_the_data_matters():
+    small, large = ImageSpec(shape=(3, 32, 32)), ImageSpec(shape=(3, 224, 224))
+    own, other = Contestant(generator="zeroq"), Contestant(generator="zeroq", options={"steps": 16})
+    assert arena.bits_for(own, small) == arena.bits_for(own, large) == arena.BITS
+    assert arena.bits_for(other, small) == ("W6A6", "W4A4")
+    assert arena.bits_for(other, large) == ("W8A8", "W6A6")
