@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check benchmarks clean
+.PHONY: setup demo test check smoke clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,9 @@ demo: setup ## quantize EfficientNet-Lite0 (ImageNet) without data
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -q
+
+smoke: setup ## a small arena, where weights and data are; its results are not kept
+	DFFG_BENCHMARK_RESULTS=$$(mktemp -d) $(BIN)/python -m benchmarks run --suite smoke
 
 check: setup ## lint, types, import directions, tables rendered from stored results
 	$(BIN)/ruff check .

@@ -82,6 +82,39 @@ def ablation_table() -> str:
     return "\n".join(lines)
 
 
+DECISIVE = ("slack 0.2", "variability none", "raw gradient", "per image", "noise of 0.1", "decay 0.5")
+
+
+def by_quantizer_table() -> str:
+    """KL beside that of exact matching for every quantizer, for the changes that a default was chosen from.
+
+    Ratios are paired over the seeds that both have: their geometric mean, the standard error of its logarithm, seeds.
+    """
+    results = latest(records.read(ablation.SUITE), ("network", "change", "seed"))
+    lines = [f"| network, quantizer | {' | '.join(DECISIVE)} |", f"|---|{'---|' * len(DECISIVE)}"]
+    for network in unique(results, "network"):
+        here = {(r["change"], r["seed"]): r["kl"] for r in results if r["network"] == network}
+        base = {seed: kl for (change, seed), kl in here.items() if change == ablation.BASE}
+        for quantizer in next(iter(base.values()), {}):
+            cells = [_paired(here, base, change, quantizer) for change in DECISIVE]
+            lines.append(f"| {network} {quantizer} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _paired(
+    here: dict[tuple[str, int], dict[str, float]], base: dict[int, dict[str, float]], change: str, quantizer: str
+) -> str:
+    logs = [
+        math.log(kl[quantizer] / base[seed][quantizer])
+        for (name, seed), kl in here.items()
+        if name == change and seed in base
+    ]
+    if len(logs) < 2:
+        return "-"
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    return f"{math.exp(statistics.mean(logs)):.2f} +- {error:.2f} ({len(logs)})"
+
+
 def log_ratios(
     results: Records, network: str, change: str, *, key: str = "change", beside: str | None = None
 ) -> list[float]:

@@ -128,6 +128,20 @@ def test_a_change_is_compared_with_what_it_differs_from_in_one_factor(store):
     assert line.strip("|").split("|")[2].strip() == "0.50"
 
 
+def test_quantizers_are_compared_seed_by_seed(store):
+    store["ablation"] = [
+        judged(ablation.BASE, 0, 1.0, 3.0),
+        judged(ablation.BASE, 1, 10.0, 3.0),
+        judged(ablation.BASE, 2, 7.0, 7.0),
+        judged("slack 0.2", 0, 2.0, 3.0),
+        judged("slack 0.2", 1, 5.0, 3.0),
+    ]
+    found = rows(tables.by_quantizer_table())
+    assert found["n 0"][0] == "1.00 +- 0.69 (2)"  # twice and half: ln 2 is the error of two
+    assert found["n 1"][0] == "1.00 +- 0.00 (2)"
+    assert found["n 1"][1] == "-"
+
+
 def test_diversity_is_beside_real_images_and_predicts_by_rank(store):
     def one(setting, value, kl):
         return judged(setting, 0, kl, key="setting", **dict.fromkeys(tables.DIVERSITY_FIGURES, value))
