@@ -48,7 +48,7 @@ GENERATOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "deepinversion": {"batch_size": 64, "steps": 2000},
     "dgh": {"batch_size": 32, "steps": 500},
     "genie": {"batch_size": 128, "steps": 4000},
-    "adam-snapshots": {"batch_size": 16, "steps": 16},
+    "adam-snapshots": {"batch_size": 16, "steps": 16, "slack": FAST_GRADIENT_DEFAULTS["slack"]},
 }
 GENERATORS = tuple(GENERATOR_DEFAULTS)
 NOISES = ("noise", "uniform", "ones", "sigma-noise")
@@ -87,8 +87,8 @@ class SynthesisConfig:
     """How calibration images are made. Lengths on the pixel axis are fractions of the width of the bounds.
 
     Options left out are set to the generator's own (`GENERATOR_DEFAULTS`). The fast gradient generators (dffg and the
-    -fgsm family) have all of them; for the others, those below `steps` are fixed by their papers, must be left out and
-    stay None.
+    -fgsm family) have all of them; for the others, what is not listed there is fixed by their papers, must be left out
+    and stays None.
     """
 
     count: int = option(64, "Images to make.", flag="images")
@@ -123,6 +123,7 @@ class SynthesisConfig:
             f"burn_in is {self.burn_in} with {self.steps} steps; no snapshot would be kept. Choose 0 to steps - 1.",
         )
         _require(self.max_seconds is None or self.max_seconds > 0, f"max_seconds is {self.max_seconds}, not positive.")
+        _require(self.slack is None or 0 <= self.slack < 1, f"slack is {self.slack}; choose 0 or more, below 1.")
         if self.is_fast_gradient:
             self._check_fast_gradient()
         else:
@@ -150,7 +151,6 @@ class SynthesisConfig:
         _require(
             0 <= self.variability_strength <= 1, f"variability_strength is {self.variability_strength}, not 0 to 1."
         )
-        _require(0 <= self.slack < 1, f"slack is {self.slack}; choose a value from 0 to below 1.")
         _require(self.start_std >= 0, f"start_std is {self.start_std}; it must not be negative.")
 
 

@@ -28,7 +28,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     low, high = input_bounds(captured.spec)
     start = start_from_noise(SynthesisConfig(batch_size=config.batch_size), captured.spec, generator)
     unit = channels_last(torch.clamp((start - low) / (high - low), 0, 1)).requires_grad_(True)
-    objective = Objective(captured)
+    objective = Objective(captured, slack=config.slack)
 
     def images_of(fractions: Tensor) -> Tensor:
         return channels_last(torch.lerp(low, high, fractions))
