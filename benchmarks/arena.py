@@ -179,7 +179,7 @@ def run(suite: Suite, load: Callable[[tuple[str, ...]], Iterator[Benchmark]] = l
                     "label": contestant.label,
                     "seed": seed,
                     "count": len(data),
-                    "config": _config_of(contestant, seed),
+                    "config": config_of(contestant, seed),
                 }
                 if key(cell) in done:
                     continue
@@ -220,7 +220,8 @@ def _synthesis(contestant: Contestant, seed: int) -> SynthesisConfig:
     return SynthesisConfig(count=COUNT, generator=contestant.generator, seed=seed, **contestant.options)
 
 
-def _config_of(contestant: Contestant, seed: int) -> dict[str, Any]:
+def config_of(contestant: Contestant, seed: int) -> dict[str, Any]:
+    """The whole configuration of a generator of ours; nothing for real images and for peers."""
     return {} if contestant.generator in (REAL, PEER) else asdict(_synthesis(contestant, seed))
 
 

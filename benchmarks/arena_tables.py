@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks import arena, records
 from benchmarks.tables import Records, latest, spread, unique
@@ -37,6 +38,7 @@ SHORT_ROWS = (
     "genie steps 16 batch_size 64",
     "mct",
 )
+CONTESTANTS = {one.label: one for suite in arena.SUITES.values() for one in suite.contestants}
 MAIN_SOURCES = ("real images", "dffg", "noise", "uniform", "sigma-noise")
 # Real data that keeps less than this share of float accuracy makes a comparison meaningless.
 LEAST_SHARE_OF_FLOAT = 0.5
@@ -59,8 +61,13 @@ class Summary:
 
 
 def cells() -> Records:
-    """The newest result of every cell."""
-    return latest(records.read(arena.SUITE), KEY)
+    """The newest result of every cell; those measured with defaults that are no longer ours are not shown."""
+    return latest([record for record in records.read(arena.SUITE) if _is_current(record)], KEY)
+
+
+def _is_current(record: dict[str, Any]) -> bool:
+    contestant = CONTESTANTS.get(record["label"])
+    return contestant is not None and record["config"] == arena.config_of(contestant, record["seed"])
 
 
 def arena_table() -> str:
@@ -87,9 +94,8 @@ def _drops(stored: Records) -> str:
 
 def _labels(stored: Records) -> list[str]:
     """In the order of the full suite."""
-    order = [one.label for one in arena.SUITES["full"].contestants]
     known = unique(stored, "label")
-    return [label for label in order if label in known] + [label for label in known if label not in order]
+    return [one.label for one in arena.SUITES["full"].contestants if one.label in known]
 
 
 def _drop(of_label: Records, network: str, scored: str) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import ablation, arena_tables, figures, records, render, speed, tables
+from benchmarks import ablation, arena, arena_tables, figures, records, render, speed, tables
 
 
 def cell(label, seed, drop, *, network="cifar10_resnet20", passes=4.0, quantizer="W4A4 mse", top1=90.0, se=0.5):
@@ -19,7 +19,7 @@ def cell(label, seed, drop, *, network="cifar10_resnet20", passes=4.0, quantizer
         "images": 64,
         "seconds": 1.0,
         "passes_per_image": passes,
-        "config": {},
+        "config": arena.config_of(arena_tables.CONTESTANTS[label], seed),
         "scores": {
             quantizer: {"float_top1": top1, "drop_points": drop, "standard_error": se, "kl_to_float": drop / 10}
         },
@@ -33,7 +33,7 @@ ARENA = [
     *(cell("dffg steps 64 keep_every 4", seed, 3.0, passes=15.25) for seed in range(2)),
     *(cell("zeroq steps 16", seed, 9.0, passes=16.0) for seed in range(2)),
     *(cell("dgh", seed, 1.0, passes=500.0) for seed in range(2)),
-    *(cell("genie steps 4", seed, 2.0, passes=4.0) for seed in range(2)),
+    *(cell("genie steps 4 batch_size 64", seed, 2.0, passes=4.0) for seed in range(2)),
     *(cell("dffg variability none", seed, 0.0) for seed in range(2)),
 ]
 
@@ -89,7 +89,7 @@ def test_a_rival_is_ahead_only_at_its_own_cost_and_beyond_the_error(store):
     store["arena"] = ARENA
     (ahead,) = rows(arena_tables.pareto_table()).values()
     # genie at 4 passes beats ours at 4, and dgh at 500 beats all of ours; zeroq does not; settings of ours do not count
-    assert "genie steps 4 (4, +3.25" in ahead[0]
+    assert "genie steps 4 batch_size 64 (4, +3.25" in ahead[0]
     assert "dgh (500, +2.00" in ahead[0]
     assert "zeroq" not in ahead[0]
     assert "variability" not in ahead[0]
@@ -98,6 +98,13 @@ def test_a_rival_is_ahead_only_at_its_own_cost_and_beyond_the_error(store):
 def test_a_newer_cell_takes_the_place_of_an_older_one(store):
     store["arena"] = [*ARENA, cell("zeroq steps 16", 0, 7.0, passes=16.0)]
     assert rows(arena_tables.arena_table())["zeroq steps 16"][2] == "8.00 +- 1.41"
+
+
+def test_a_cell_of_former_defaults_is_not_shown(store):
+    former = cell("dffg", 0, 5.0)
+    former["config"] = {**former["config"], "decay": 0.123}
+    store["arena"] = [cell("noise", 0, 9.0), former]
+    assert list(rows(arena_tables.arena_table())) == ["noise"]
 
 
 def judged(change, seed, *values, network="n", key="change", **figures_of):
