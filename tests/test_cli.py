@@ -336,6 +336,38 @@ def test_synthesize_writes_a_file(here, suffix):
     assert run("synthesize", *TINY, "--out", out, *QUICK, "--force", "--quiet").out == ""
 
 
+def test_another_generator_makes_images(here):
+    out = here / "zeroq.npz"
+    ended = run("synthesize", *TINY, "--out", out, *QUICK, "--generator", "zeroq")
+    assert ended.code == 0, ended.err
+    made = SyntheticSet.load(out)
+    assert (made.config.generator, made.config.batch_size, len(made)) == ("zeroq", 64, 8)
+    low, high = made.spec.input_bounds()
+    assert (made.inputs < low).any() or (made.inputs > high).any()  # its images do not keep to the pixels
+
+
+def test_noise_has_no_loss_and_no_steps(here):
+    out = here / "noise.npz"
+    ended = run("synthesize", *TINY, "--out", out, "--images", "8", "--generator", "noise", "--json")
+    assert json.loads(ended.out)["loss"] is None
+    assert SyntheticSet.load(out).snapshots[0].loss is None
+    ended = run("synthesize", *TINY, "--out", here / "again.npz", "--images", "8", "--generator", "noise")
+    assert ended.out.startswith("8 images: ")
+    refused(run("synthesize", *TINY, "--out", here / "no.npz", *QUICK, "--generator", "noise"), "steps is 4", "noise")
+
+
+def test_quantize_reports_the_generator(here):
+    ended = run("quantize", *TINY, "--out", here / "by-dsg", *QUICK, "--generator", "dsg", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["synthesis"]["generator"] == "dsg"
+    assert "by dsg" in str(json.loads(ended.out)["images"])
+
+
+def test_an_option_that_a_generator_does_not_have_is_refused(here):
+    ended = run("synthesize", *TINY, "--out", here / "no.npz", *QUICK, "--generator", "zeroq", "--decay", "0.5")
+    refused(ended, "decay is not an option of the generator zeroq")
+
+
 def test_synthesize_writes_pictures(here):
     out = here / "pictures"
     ended = run("synthesize", *TINY, "--out", out, *QUICK)

@@ -33,13 +33,13 @@ Start = Callable[[SynthesisConfig, ImageSpec, torch.Generator], Tensor]
 class Visit:
     """A batch that a chain passes: `images` is (batch, ...) network input after `step` updates.
 
-    `loss` is what its own pass measured: of exactly these images or, under input diversity and lookahead, of what was
-    looked at in their place.
+    `loss` is None where no pass was made, else what its own pass measured: of exactly these images or, under input
+    diversity and lookahead, of what was looked at in their place.
     """
 
     images: Tensor
     step: int
-    loss: float
+    loss: float | None
 
 
 def start_from_noise(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator) -> Tensor:

@@ -178,8 +178,9 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
     if as_json:
         click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
     elif not quiet:
-        losses = f"loss {made.snapshots[0].loss:.3f} to {made.snapshots[-1].loss:.3f}"
-        click.echo(f"{len(made)} images, {losses}: {out}")
+        losses = [snapshot.loss for snapshot in made.snapshots if snapshot.loss is not None]
+        walked = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+        click.echo(f"{len(made)} images{walked}: {out}")
     return 0
 
 

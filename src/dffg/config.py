@@ -122,6 +122,10 @@ class SynthesisConfig:
             0 <= self.burn_in < self.steps,
             f"burn_in is {self.burn_in} with {self.steps} steps; no snapshot would be kept. Choose 0 to steps - 1.",
         )
+        _require(
+            self.generator not in NOISES or self.steps == 1,
+            f"steps is {self.steps}, and {self.generator} makes none; leave it out.",
+        )
         _require(self.max_seconds is None or self.max_seconds > 0, f"max_seconds is {self.max_seconds}, not positive.")
         _require(self.slack is None or 0 <= self.slack < 1, f"slack is {self.slack}; choose 0 or more, below 1.")
         if self.is_fast_gradient:

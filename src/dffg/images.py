@@ -114,11 +114,11 @@ def parse_bounds(text: str) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotRecord:
-    """Where one kept batch came from: which chain, after how many updates, and its loss."""
+    """Where one kept batch came from: which chain, after how many updates, and its loss if it has one."""
 
     chain: int
     step: int
-    loss: float
+    loss: float | None
     count: int
 
 

@@ -19,12 +19,12 @@ from dffg.images import SnapshotRecord, SyntheticSet, concatenate
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One kept batch: `images` is (batch, ...) network input, which chain passed it, after how many steps, its loss."""
+    """One kept batch: `images` is (batch, ...) network input, which chain passed it, after how many steps, its loss if it has one."""
 
     images: Tensor
     chain: int
     step: int
-    loss: float
+    loss: float | None
 
     @property
     def record(self) -> SnapshotRecord:
@@ -40,7 +40,7 @@ class Progress:
     chains: int
     step: int
     steps: int
-    loss: float
+    loss: float | None
     images: int
     count: int
 

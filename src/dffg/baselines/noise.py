@@ -45,6 +45,6 @@ def noise_chain(draw: Draw) -> Callable[[Captured, SynthesisConfig, int], Iterat
 
     def run(captured: Captured, config: SynthesisConfig, chain: int) -> Iterator[Visit]:
         images = draw((config.batch_size, *captured.spec.shape), captured.spec, chain_generator(config.seed, chain))
-        yield Visit(images=images, step=0, loss=float("nan"))
+        yield Visit(images=images, step=0, loss=None)
 
     return run

@@ -55,6 +55,6 @@ class ProgressView:
             completed=(progress.chain - 1) * progress.steps + progress.step,
             detail=(
                 f"chain {progress.chain}/{progress.chains}  step {progress.step}/{progress.steps}  "
-                f"loss {progress.loss:.3f}  images {progress.images}/{progress.count}"
+                f"{'' if progress.loss is None else f'loss {progress.loss:.3f}  '}images {progress.images}/{progress.count}"
             ),
         )
