@@ -19,7 +19,7 @@ from dffg.images import SnapshotRecord, SyntheticSet, concatenate
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One kept batch: `images` is (batch, ...) network input, which chain passed it, after how many steps, its loss if it has one."""
+    """One kept batch: `images` is (batch, ...) network input, which chain passed it, after how many steps, its loss."""
 
     images: Tensor
     chain: int

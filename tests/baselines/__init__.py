@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dffg.captured import Captured, capture
 from dffg.chain import Visit
-from dffg.config import SynthesisConfig
+from dffg.config import NOISES, SynthesisConfig
 from dffg.images import ImageSpec
 from tests.networks import BatchNorm, network
 
@@ -73,7 +73,8 @@ def images(count: int = 4, seed: int = 0, spec: ImageSpec = SPEC) -> Tensor:
 
 def config(generator: str, **options: object) -> SynthesisConfig:
     """A short run of small batches."""
-    return SynthesisConfig(**{"generator": generator, "count": 4, "batch_size": 4, "steps": 12, **options})
+    short = {} if generator in NOISES else {"steps": 12}
+    return SynthesisConfig(**{"generator": generator, "count": 4, "batch_size": 4, **short, **options})
 
 
 def losses(visits: Iterator[Visit]) -> list[float]:

@@ -49,12 +49,13 @@ class ProgressView:
         if self._task is None:
             self.stage("synthesis")
         assert self._task is not None
+        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
         self._bar.update(
             self._task,
             total=progress.chains * progress.steps,
             completed=(progress.chain - 1) * progress.steps + progress.step,
             detail=(
                 f"chain {progress.chain}/{progress.chains}  step {progress.step}/{progress.steps}  "
-                f"{'' if progress.loss is None else f'loss {progress.loss:.3f}  '}images {progress.images}/{progress.count}"
+                f"{loss}images {progress.images}/{progress.count}"
             ),
         )
