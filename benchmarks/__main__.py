@@ -55,9 +55,10 @@ def run_ablation(networks: list[str], seeds: list[int], changes: list[str]) -> N
 @main.command("diversity")
 @networks
 @seeds
-def run_diversity(networks: list[str], seeds: list[int]) -> None:
+@click.option("--settings", default=",".join(diversity.SETTINGS), callback=_names, help="Default: all of them.")
+def run_diversity(networks: list[str], seeds: list[int], settings: list[str]) -> None:
     """How different the images are, and whether it matters."""
-    diversity.run(networks, seeds)
+    diversity.run(networks, seeds, settings)
 
 
 @main.command("latency")

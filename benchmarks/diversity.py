@@ -6,7 +6,7 @@ Judged like the ablation, on unlabelled calibration images; evaluation data is n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -50,6 +50,7 @@ RIVALS = {
     "noise": {"generator": "noise"},
 }
 REAL = "real images"
+SETTINGS = (REAL, *RIVALS, DEFAULTS, *CHANGES)
 # Two images are near duplicates where their features are closer than those of the closest hundredth of real pairs.
 DUPLICATE_QUANTILE = 0.01
 
@@ -65,14 +66,14 @@ class Made:
     gradients: list[Tensor] = field(default_factory=list)
 
 
-def run(networks: list[str], seeds: list[int]) -> None:
-    """Measure every setting on every network, and append what is not yet in the results."""
+def run(networks: list[str], seeds: list[int], settings: Sequence[str]) -> None:
+    """Measure these settings on every network, and append what is not yet in the results."""
     done = {_key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
         simulated = Simulated(benchmark)
         judge = ablation.Judge(simulated, benchmark)
         meter = Meter(simulated.captured, benchmark.real_images(COUNT, 0))
-        for seed, name in itertools.product(seeds, (REAL, *RIVALS, DEFAULTS, *CHANGES)):
+        for seed, name in itertools.product(seeds, settings):
             record = {"network": benchmark.name, "setting": name, "seed": seed, "config": _config(name, seed)}
             if _key(record) in done or (name in ablation.PICTURES_ONLY and not benchmark.spec.is_pixels):
                 continue
