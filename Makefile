@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check smoke clean
+.PHONY: setup demo test check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,11 +19,8 @@ setup: .venv/done ## make .venv with what demo, tests and benchmarks need
 demo: setup ## quantize EfficientNet-Lite0 (ImageNet) without data
 	$(BIN)/dffg quantize demo:efficientnet_lite0 --out demo-output --force
 
-test: setup ## run the tests
+test: setup ## run the tests, the arena's smoke suite among them
 	$(BIN)/python -m pytest -q
-
-smoke: setup ## a small arena, where weights and data are; its results are not kept
-	DFFG_BENCHMARK_RESULTS=$$(mktemp -d) $(BIN)/python -m benchmarks run --suite smoke
 
 check: setup ## lint, types, import directions, tables rendered from stored results
 	$(BIN)/ruff check .

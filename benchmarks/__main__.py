@@ -24,7 +24,7 @@ def main() -> None:
 
 
 @main.command("run")
-@click.option("--suite", type=click.Choice(list(arena.SUITES)), default="smoke", show_default=True)
+@click.option("--suite", type=click.Choice(list(arena.SUITES)), required=True)
 @click.option("--networks", callback=_names, default="", help="Only these; default: those of the suite.")
 @click.option("--contestants", callback=_names, default="", help="Only labels that are in this list.")
 @click.option("--seeds", default="", help="Only these, like 0,1; default: those of the suite.")

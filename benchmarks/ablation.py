@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import records, variants
-from benchmarks.networks import Benchmark, load_benchmarks
+from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.simulated import BATCH, Simulated, quantizer
 from dffg.captured import Captured
 from dffg.chain import chain_generator, method_of, run_chain
@@ -113,7 +113,9 @@ CHANGES: dict[str, Change] = {
     "decay 0.5, noise of 0.1": Change(factor="together", options={"start_std": 0.1, "decay": 0.5}),
     "decay 0, noise of 0.1": Change(factor="together", options={"start_std": 0.1, "decay": 0.0}),
     "slack 0.2, noise of 0.1": Change(factor="together", options={"start_std": 0.1, "slack": 0.2}),
-    "slack 0.2, no variability": Change(factor="together", options={"variability": "none", "slack": 0.2}),
+    "slack 0.2, no variability": Change(
+        factor="together", beside="slack 0.2", options={"variability": "none", "slack": 0.2}
+    ),
     "batch 8, noise of 0.1": Change(factor="together", options={"start_std": 0.1, "batch_size": 8}),
     "constant steps, noise of 0.1": Change(factor="together", options={"start_std": 0.1, "schedule": "constant"}),
     "raw gradient, slack 0.2": Change(
@@ -166,7 +168,7 @@ def run(networks: list[str], seeds: list[int], changes: list[str]) -> None:
         simulated = Simulated(benchmark)
         judge = Judge(simulated, benchmark)
         for seed in seeds:
-            for name in ("real images", "noise", *changes):
+            for name in (REAL, "noise", *changes):
                 record = _describe(benchmark, name, seed)
                 if _key(record) in done or (name in PICTURES_ONLY and not benchmark.spec.is_pixels):
                     continue
@@ -194,7 +196,7 @@ def config_of(change: Change, seed: int) -> SynthesisConfig:
 
 
 def _images(benchmark: Benchmark, captured: Captured, name: str, seed: int) -> Array:
-    if name == "real images":
+    if name == REAL:
         return benchmark.real_images(COUNT, seed)
     if name == "noise":
         return torch.randn(COUNT, *captured.spec.shape, generator=chain_generator(seed, 0)).numpy()

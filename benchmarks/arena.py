@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records
-from benchmarks.networks import Benchmark, load_benchmarks
+from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.peers import mct
 from benchmarks.simulated import BATCH, Simulated, quantizer
 from dffg.captured import Captured
@@ -29,7 +29,7 @@ from dffg.synthesis import passes_per_chain, snapshots_per_chain, synthesize_set
 SUITE = "arena"
 COUNT = 64
 KEPT_IN_MEMORY = 5000
-REAL, PEER = "real images", "mct"
+PEER = "mct"
 PEER_ITERATIONS = 500
 BITS = ("W8A8", "W8A6", "W6A6", "W4A8", "W4A4")
 # Where the data matters most; all that is asked of settings that are not a generator's own.

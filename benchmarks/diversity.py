@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import ablation, records
-from benchmarks.networks import Benchmark, load_benchmarks
+from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.simulated import BATCH, Simulated
 from dffg.captured import Captured
 from dffg.chain import Visit, method_of, run_chain
@@ -49,7 +49,6 @@ RIVALS = {
     "dgh steps 64": {"generator": "dgh", "steps": 64},
     "noise": {"generator": "noise"},
 }
-REAL = "real images"
 SETTINGS = (REAL, *RIVALS, DEFAULTS, *CHANGES)
 # Two images are near duplicates where their features are closer than those of the closest hundredth of real pairs.
 DUPLICATE_QUANTILE = 0.01

@@ -14,7 +14,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import arena, arena_tables, records
+from benchmarks import arena_tables, records
+from benchmarks.networks import REAL
 
 THEMES = {
     "light": {"text": "#24292f", "grid": "#d0d7de", "ours": "#cf222e", "real": "#1a7f37", "noise": "#6e7781"},
@@ -30,16 +31,6 @@ RIVALS = {
     "genie": ("#cc79a7", "X"),
     "mct": ("#999999", "*"),
 }
-PANELS = (
-    ("cifar10_resnet20", "W4A4 minmax"),
-    ("cifar10_resnet56", "W4A4 minmax"),
-    ("kws_dscnn", "W6A6 minmax"),
-    ("cifar10_resnet20", "W4A4 mse"),
-    ("cifar10_resnet56", "W4A4 mse"),
-    ("kws_dscnn", "W6A6 mse"),
-    ("efficientnet_lite0", "W6A6 mse"),
-    ("mobilenet_v2", "W6A6 mse"),
-)
 # The same method with another number of passes; other settings are other methods and have no place on its curve.
 BUDGET_OPTIONS = {"steps", "keep_every", "batch_size", "burn_in"}
 # Without a harvest, and without a step.
@@ -72,12 +63,12 @@ def panels(cost: Callable[[dict[str, Any]], float | None]) -> list[Panel]:
         for cell in arena_tables.cells()
         if set(_options(cell)) <= BUDGET_OPTIONS and not cell["label"].endswith(_OFF_THE_CURVE)
     ]
-    found = [_panel(cells, network, quantizer, cost) for network, quantizer in PANELS]
+    found = [_panel(cells, network, quantizer, cost) for network, quantizer in arena_tables.judged()]
     return [panel for panel in found if panel.curves]
 
 
 def _options(cell: dict[str, Any]) -> list[str]:
-    return cell["label"].split()[1::2] if cell["label"] != arena.REAL else []
+    return cell["label"].split()[1::2] if cell["label"] != REAL else []
 
 
 def _panel(
@@ -91,7 +82,7 @@ def _panel(
     lines: dict[str, float] = {}
     for label, group in groups.items():
         point = _point(group, quantizer, cost)
-        if label in (arena.REAL, "noise"):
+        if label in (REAL, "noise"):
             lines[label] = point.top1 if point else _top1(group, quantizer)[0]
         elif point is not None and group[0]["generator"] in ("dffg", *RIVALS):
             curves.setdefault(group[0]["generator"], []).append(point)
@@ -136,7 +127,7 @@ def pareto(theme: str) -> Figure:
 
 def time(theme: str) -> Figure:
     """Accuracy against seconds."""
-    return _cost_plot(panels(seconds_of), theme, "seconds for 64 images on two cores")
+    return _cost_plot(panels(seconds_of), theme, "seconds for 64 images")
 
 
 def _cost_plot(shown: list[Panel], theme: str, cost: str) -> Figure:
@@ -173,11 +164,11 @@ def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
             zorder=3 if name == "dffg" else 2,
         )
     for name, value in panel.lines.items():
-        axes.axhline(value, color=colors["real" if name == arena.REAL else "noise"], linestyle="--", label=name)
+        axes.axhline(value, color=colors["real" if name == REAL else "noise"], linestyle="--", label=name)
     tops = [point.top1 for points in panel.curves.values() for point in points] + list(panel.lines.values())
     best = max(tops)
     # Failures far below would flatten what is compared.
-    lowest = max(min(tops), best - 6 * max(best - panel.lines.get(arena.REAL, best), 4.0))
+    lowest = max(min(tops), best - 6 * max(best - panel.lines.get(REAL, best), 4.0))
     axes.set_ylim(lowest - 0.05 * (best - lowest), best + 0.08 * (best - lowest))
     axes.set_xscale("log")
     axes.set_title(f"{panel.network}, {panel.quantizer}", fontsize=10)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,14 @@ from dffg.synthesis import synthesize_set
 SUITE = "int8"
 COUNT = 64
 LAYERWISE_IMAGES = 32
+OURS = "dffg"
 
 Source = Callable[[Benchmark, Captured, int], Array]
+
+
+def config_of(source: str, seed: int) -> dict[str, Any]:
+    """What our images are made with; nothing for other sources, whose settings are in their names."""
+    return asdict(SynthesisConfig(count=COUNT, seed=seed)) if source == OURS else {}
 
 
 def _dffg(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
@@ -50,7 +58,7 @@ def _ones(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
 
 
 SOURCES: dict[str, Source] = {
-    "dffg": _dffg,
+    OURS: _dffg,
     "real images": _real,
     "normal noise": _noise,
     "uniform pixels": _uniform,
@@ -93,6 +101,7 @@ def _measure(
             "ranges": ranges,
             "seed": seed,
             "images": COUNT,
+            "config": config_of(source, seed),
             "drop_points": accuracy.drop_points,
             "standard_error": accuracy.standard_error,
             "float_top1": accuracy.float_top1,
@@ -102,7 +111,7 @@ def _measure(
             "integer_kernels": kernels.integer,
             "float_kernels": kernels.float,
         }
-        if source == "dffg":
+        if source == OURS:
             record.update(_beside_simulation(benchmark, quantized, path, answer))
     records.append(SUITE, record)
     print(record, flush=True)

@@ -17,6 +17,7 @@ from dffg.evaluation.data import Data, load_data
 from dffg.images import Array, ImageSpec
 from dffg.models import load_model, load_weights
 
+REAL = "real images"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KWS_CALIBRATION_EXAMPLES = 100
 HUB_CALIBRATION_EXAMPLES = 1024

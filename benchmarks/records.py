@@ -39,5 +39,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _commit() -> str:
-    finished = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    finished = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return finished.stdout.strip() or "unknown"

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import arena, records
 from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
@@ -103,5 +105,7 @@ def _extrapolated_seconds(captured: Captured, name: str) -> float:
 
 def _seconds_of_peer(benchmark: Benchmark) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        made = mct.generate(benchmark.name, COUNT, 0, TIMED_ITERATIONS, Path(folder) / "images.npz")
+        made = mct.generate(
+            benchmark.name, COUNT, 0, TIMED_ITERATIONS, Path(folder) / "images.npz", threads=torch.get_num_threads()
+        )
     return float(made["seconds_per_iteration"]) * arena.PEER_ITERATIONS

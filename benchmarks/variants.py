@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dffg.baselines.dgh import smooth
 from dffg.captured import Captured
 from dffg.chain import Method, input_bounds, start_from_noise
 from dffg.config import SynthesisConfig
@@ -35,13 +36,13 @@ def with_parts(**parts: Callable[[Captured, SynthesisConfig], Any]) -> Replace:
 
 
 def objective_of(
-    of_layers: Callable[[list[LayerStatistics]], Tensor], *, per_image: bool = False
+    of_layers: Callable[[list[LayerStatistics]], Tensor],
 ) -> Callable[[Captured, SynthesisConfig], Callable[[Tensor], Tensor]]:
     """A loss of what the layers measure, made for the network at hand."""
 
     def make(captured: Captured, config: SynthesisConfig) -> Callable[[Tensor], Tensor]:
         probe = Probe(captured)
-        return lambda images: of_layers(probe(images, per_image=per_image))
+        return lambda images: of_layers(probe(images))
 
     return make
 
@@ -123,13 +124,6 @@ def raw_gradient_step(
     _, velocity = momentum_sign_step(images, gradient, velocity, step_size=0.0, decay=decay, bounds=bounds)
     size = velocity.abs().flatten(1).mean(1).clamp(min=1e-12).reshape(-1, *[1] * (velocity.dim() - 1))
     return torch.clamp(images - step_size * velocity / size, *bounds), velocity
-
-
-def smooth(images: Tensor) -> Tensor:
-    """A 3x3 Gaussian blur of deviation 1.25 pixels in every channel."""
-    line = torch.exp(-torch.arange(-1.0, 2.0).square() / (2 * 1.25**2))
-    kernel = (line[:, None] * line / line.sum() ** 2).expand(images.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=images.shape[1])
 
 
 def blurred_image_step(

@@ -20,7 +20,7 @@ from dffg.images import read_npz
 
 REPOSITORY = Path(__file__).parents[2]
 REQUIREMENTS = Path(__file__).with_name("mct-requirements.txt")
-UNSUPPORTED = 2  # the worker's exit code
+UNSUPPORTED = 3  # the worker's exit code
 
 
 class PeerUnavailable(DffgError):  # noqa: N818 - a state, not a mistake

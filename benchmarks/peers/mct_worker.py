@@ -25,7 +25,7 @@ from benchmarks.networks import NETWORKS
 from dffg.errors import DffgError
 from dffg.images import Array, ImageSpec
 
-UNSUPPORTED = 2
+UNSUPPORTED = 3
 WARM_UP_ITERATIONS = 2
 MIN_TIMED_ITERATIONS = 10
 
@@ -57,7 +57,7 @@ class Run:
 
 
 def main() -> None:
-    """Make images and write them, or say why not and exit with 2."""
+    """Make images and write them, or say why not and exit with 3."""
     arguments = _parse()
     # MCT takes any GPU it sees, with half precision; the figures it is compared with are of CPU threads.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
