@@ -28,7 +28,7 @@ def int8_table() -> str:
         "|---|---|---|---|---|",
     ]
     for network in unique(results, "network"):
-        for source in unique(results, "source"):
+        for source in int8.SOURCES:
             cell = [r for r in results if r["network"] == network and r["source"] == source and r["ranges"] == "mse"]
             if cell:
                 head = f"{network} ({cell[0]['float_top1']:.2f} %, {cell[0]['count']})"

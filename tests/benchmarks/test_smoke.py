@@ -1,9 +1,9 @@
 """The smoke suite of the arena, on real networks and data where they are."""
 
 import pytest
+from benchmarks.networks import data_folder
 
 from benchmarks import arena, records
-from benchmarks.networks import data_folder
 
 SUITE = arena.SUITES["smoke"]
 
