@@ -141,7 +141,8 @@ def _cost_plot(shown: list[Panel], theme: str, cost: str) -> Figure:
         if index % columns == 0:
             axes.set_ylabel("top-1, %")
     figure.supxlabel(cost, fontsize=10)
-    handles = {handle.get_label(): handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]}
+    drawn = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
+    handles = {handle.get_label(): handle for handle in sorted(drawn, key=lambda handle: handle.get_label() != "dffg")}
     figure.legend(
         list(handles.values()), [str(name) for name in handles], loc="outside upper center", ncols=6, frameon=False
     )
