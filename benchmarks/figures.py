@@ -81,10 +81,9 @@ def _panel(
     curves: dict[str, list[Point]] = {}
     lines: dict[str, float] = {}
     for label, group in groups.items():
-        point = _point(group, quantizer, cost)
         if label in (REAL, "noise"):
-            lines[label] = point.top1 if point else _top1(group, quantizer)[0]
-        elif point is not None and group[0]["generator"] in ("dffg", *RIVALS):
+            lines[label], _ = _top1(group, quantizer)
+        elif group[0]["generator"] in ("dffg", *RIVALS) and (point := _point(group, quantizer, cost)) is not None:
             curves.setdefault(group[0]["generator"], []).append(point)
     return Panel(
         network=network,

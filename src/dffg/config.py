@@ -28,7 +28,7 @@ FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "variability_samples": 2,
 }
 # The attacks as published, turned downhill: MI and NI never forget; VMI has 2 samples in place of 20, which would cost
-# 21 passes a step; DI flips and rolls besides. Step size, start, bounds and loss are ours.
+# 21 passes a step; DI flips and rolls besides. Step size, start and bounds are ours, and the loss, matched exactly.
 _ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "slack": 0.0, "variability": "none"}
 # What an option is where it is not given, by generator. A generator that is not listed with an option does not have it:
 # it is fixed by its paper and written in `dffg.baselines`.
