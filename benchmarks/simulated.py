@@ -25,12 +25,13 @@ from dffg.export.onnxruntime import session
 from dffg.fold import fold_batch_norms
 from dffg.graph import calls, is_stored
 from dffg.images import Array
-from dffg.quant.affine import QParams
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
+from dffg.quant.parameters import Parameters, round_layers
 from dffg.quant.placement import place, prepare
 from dffg.quant.ranges import Histogram
 from dffg.quant.simulate import Quantized, insert
+from dffg.quant.widths import uniform_widths
 
 BATCH = 32
 _ZERO_POINTS = 256
@@ -53,10 +54,14 @@ class Simulated:
 
     def answer(self, histograms: dict[str, Histogram], config: QuantizationConfig, inputs: Iterable[Array]) -> Array:
         """Outputs of the quantized network, in ONNX Runtime, on batches of inputs."""
-        ranges = choose_ranges(histograms, self._placement, self.captured.spec, config)
+        widths = uniform_widths(self._module, self._placement, config)
+        parameters = Parameters(
+            activations=choose_ranges(histograms, self._placement, self.captured.spec, widths, config),
+            layers=round_layers(self._module, widths, config),
+        )
         if config.bits not in self._templates:
-            self._templates[config.bits] = self._template(ranges, config)
-        model = exchange(self._templates[config.bits], insert(self._module, ranges, config).module)
+            self._templates[config.bits] = self._template(parameters, config)
+        model = exchange(self._templates[config.bits], insert(self._module, parameters, config.scheme).module)
         return np.concatenate(list(_run(model.SerializeToString(), inputs)))
 
     def float_answer(self, inputs: Iterable[Array]) -> Array:
@@ -65,21 +70,21 @@ class Simulated:
             write_float(self._module, self.captured.spec, Path(folder) / "float.onnx")
             return np.concatenate(list(_run((Path(folder) / "float.onnx").read_bytes(), inputs)))
 
-    def _template(self, ranges: dict[str, QParams], config: QuantizationConfig) -> onnx.ModelProto:
+    def _template(self, parameters: Parameters, config: QuantizationConfig) -> onnx.ModelProto:
         """The exporter merges equal tensors; with a zero point and a scale of its own, every one keeps its name."""
         # Below 8 bits the largest integer is a constant of the file too, and must not be taken for a zero point.
         free = _ZERO_POINTS - (2**config.scheme.activation_bits) % _ZERO_POINTS
-        if len(ranges) > free:
-            raise ValueError(f"{len(ranges)} quantized tensors; at most {free} can be told apart.")
+        if len(parameters.activations) > free:
+            raise ValueError(f"{len(parameters.activations)} quantized tensors; at most {free} can be told apart.")
         unequal = {
             name: replace(
                 qparams,
                 scale=torch.full_like(qparams.scale, 1.001 + index / 1000),
                 zero_point=torch.full_like(qparams.zero_point, _ZERO_POINTS - 1 - index),
             )
-            for index, (name, qparams) in enumerate(ranges.items())
+            for index, (name, qparams) in enumerate(parameters.activations.items())
         }
-        return _export(insert(self._module, unequal, config), self)
+        return _export(insert(self._module, replace(parameters, activations=unequal), config.scheme), self)
 
 
 def _export(quantized: Quantized, simulated: Simulated) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dffg.config import GENERATORS, QuantizationConfig, Scheme, SynthesisConfig
-from dffg.errors import InputError, UnsupportedError
+from dffg.errors import InputError
 
 NAN = float("nan")
 
@@ -174,7 +174,7 @@ def test_what_is_no_scheme_is_refused(text):
         Scheme.parse(text)
 
 
-def test_only_eight_bits_can_be_exported():
-    QuantizationConfig(bits="W8A8").require_exportable()
-    with pytest.raises(UnsupportedError, match="W4A8 can be simulated"):
-        QuantizationConfig(bits="W4A8").require_exportable()
+@pytest.mark.parametrize("bits", [1, 9])
+def test_the_outer_layers_have_a_width_that_exists(bits):
+    with pytest.raises(InputError, match=f"{bits} bits are not supported"):
+        QuantizationConfig(first_last_bits=bits)

@@ -16,7 +16,7 @@ import torch
 from dffg.captured import capture
 from dffg.cli import VERIFICATION_FAILED, _console, _show_result
 from dffg.config import QuantizationConfig, SynthesisConfig
-from dffg.errors import OutputError, UnsupportedError
+from dffg.errors import OutputError
 from dffg.evaluation.data import load_data
 from dffg.evaluation.metrics import Accuracy, compare
 from dffg.images import SyntheticSet
@@ -138,10 +138,13 @@ def test_real_data_takes_the_place_of_synthesis(digits: Digits, labelled: Path, 
         np.testing.assert_array_equal(saved["features"], digits.images[:32])
 
 
-def test_a_scheme_that_cannot_be_exported_is_refused_before_any_work(digits: Digits, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="W4A4 can be simulated"):
-        quantize(digits.model, tmp_path / "out", spec=SPEC, quantization=QuantizationConfig(bits="W4A4"))
-    assert list(tmp_path.iterdir()) == []
+def test_four_bits_with_outer_layers_of_eight_are_written_and_verified(digits: Digits, tmp_path: Path) -> None:
+    four_bits = QuantizationConfig(bits="W4A4", first_last_bits=8)
+    result = quantize(digits.model, tmp_path / "out", spec=SPEC, synthesis=QUICK, quantization=four_bits)
+    assert result.verified
+    widths = [(layer.weight_bits, layer.activation_bits) for layer in result.layers]
+    assert widths == [(8, 8), *[(4, 4)] * (len(widths) - 2), (8, 8)]
+    assert result.kernels.float == 0
 
 
 def test_a_full_directory_is_refused_and_force_replaces_only_the_result(

@@ -113,7 +113,6 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
 
     console = _console(quiet, as_json)
     quantization, synthesis = options["QuantizationConfig"], options["SynthesisConfig"]
-    quantization.require_exportable()
     check_directory(out, force=force)
     with _progress(console) as view:
         view.stage("load")

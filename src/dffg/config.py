@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from dffg.errors import InputError, UnsupportedError
+from dffg.errors import InputError
 
 VARIABILITIES = ("none", "variance-tuning", "random-mask", "random-scale", "input-diversity")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -185,7 +185,10 @@ class Scheme:
 class QuantizationConfig:
     """How ranges are chosen and for which runtime."""
 
-    bits: str = option("W8A8", "Bit widths of weights and activations.")
+    bits: str = option("W8A8", "Bit widths of weights and activations, 2 to 8.")
+    first_last_bits: int | None = option(
+        None, "Other width for the first and the last layer's weights and inputs; 8 is common below 8 bits."
+    )
     target: str = option("onnxruntime", "Runtime to write for.", TARGETS)
     activation_ranges: str = option("mse", "How activation ranges are chosen.", RANGES)
     weight_ranges: str = option("mse", "How weight ranges are chosen.", ("minmax", "mse"))
@@ -195,15 +198,10 @@ class QuantizationConfig:
         _check_choices(self)
         _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
         Scheme.parse(self.bits)
+        if self.first_last_bits is not None:
+            Scheme(self.first_last_bits, self.first_last_bits)
 
     @property
     def scheme(self) -> Scheme:
         """The bit widths, parsed."""
         return Scheme.parse(self.bits)
-
-    def require_exportable(self) -> None:
-        """Refuse, before any work, a scheme that can be simulated but not written to a file yet."""
-        if self.scheme != Scheme(8, 8):
-            raise UnsupportedError(
-                f"{self.scheme} can be simulated (dffg.simulate in Python) but not exported yet; use --bits W8A8."
-            )

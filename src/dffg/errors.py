@@ -27,10 +27,6 @@ class OutputError(DffgError):
     """A place that cannot be written to."""
 
 
-class UnsupportedError(DffgError):
-    """Something dffg understands but cannot do yet."""
-
-
 class ExportError(DffgError):
     """A file that could not be written as standard ONNX."""
 

@@ -22,6 +22,7 @@ from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import count_kernels, latency_ms, run
+from dffg.export.packing import MOST_PACKED_BITS
 from dffg.export.verification import layer_sqnr_db, match_simulation
 from dffg.images import Array, ImageSpec, SyntheticSet
 from dffg.output import check_directory, file_hash, staged_directory
@@ -69,7 +70,6 @@ def quantize(
     synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a `DffgError` that says what to do.
     """
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
-    quantization.require_exportable()
     out = Path(out)
     check_directory(out, force=force)
     clock = _Clock(on_stage)
@@ -110,7 +110,7 @@ def quantize(
             accuracy=accuracy,
             float_operations=quantized.float_operations,
             zero_variance_channels=captured.zero_variance_channels,
-            notes=(*notes, *captured.notes),
+            notes=(*notes, *captured.notes, *_width_notes(quantized)),
             files={entry: file_hash(staging / entry) for entry in (MODEL_FILE, IMAGES_FILE)},
             path=str(out),
             **facts,
@@ -183,7 +183,7 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
     batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
     expected, answer = (np.concatenate(list(run(path, batches))) for path in (reference, written))
     noise = layer_sqnr_db(quantized, held_out)
-    scheme = quantized.scheme
+    widths = {layer.name: (layer.weight_bits, layer.activation_bits) for layer in quantized.layers}
     return {
         "size_bytes": {"float": reference.stat().st_size, "quantized": written.stat().st_size},
         "kernels": kernels,
@@ -193,11 +193,23 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
             top1=agreement(expected, answer), sqnr_db=sqnr_db(expected, answer), count=len(held_out)
         ),
         "layers": tuple(
-            Layer(name=name, weight_bits=scheme.weight_bits, activation_bits=scheme.activation_bits, sqnr_db=ratio)
+            Layer(name=name, weight_bits=widths[name][0], activation_bits=widths[name][1], sqnr_db=ratio)
             for name, ratio in noise.items()
         ),
         "problems": find_problems(kernels, latency, match),
     }
+
+
+def _width_notes(quantized: Quantized) -> tuple[str, ...]:
+    """What fewer than 8 bits bring, and what they do not."""
+    notes = []
+    if any(layer.weight_bits <= MOST_PACKED_BITS for layer in quantized.layers):
+        notes.append("weights of 4 bits and fewer make a smaller file; the runtime computes in int8 all the same")
+    if any(layer.weight_bits in range(MOST_PACKED_BITS + 1, 8) for layer in quantized.layers):
+        notes.append("weights of 5 to 7 bits are stored in 8: the file is neither smaller nor faster than at 8 bits")
+    if any(layer.activation_bits < 8 for layer in quantized.layers):
+        notes.append("activations of fewer than 8 bits are clipped and still 8 bits wide: this is not faster")
+    return tuple(notes)
 
 
 def _evaluate(written: Path, reference: Path, data: Data) -> Accuracy:

@@ -20,9 +20,10 @@ from torch import fx
 from torch.export import Dim
 
 from dffg.errors import ExportError, InputError, first_line
+from dffg.export.packing import pack_weights
 from dffg.images import ImageSpec
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
-from dffg.quant.simulate import Quantized
+from dffg.quant.simulate import Quantized, weight_name
 
 OPSET = 21
 INPUT_NAME, OUTPUT_NAME = "input", "output"
@@ -32,8 +33,9 @@ _WHOLE_TYPES = ((0, 255), (-128, 127))
 
 
 def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
-    """Write a quantized network: int8 weights, int32 biases, scales and zero points exactly as they are in torch.
+    """Write a quantized network: integer weights, int32 biases, scales and zero points exactly as they are in torch.
 
+    Weights are packed where their width allows.
     Every quantized tensor is named after the node it comes from, so that `quantized_value_name` finds it.
     """
     model = _translate(quantized.module, spec)
@@ -44,6 +46,7 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
         )
     for node, tensor in zip(quantizers, quantized.tensors, strict=True):
         _levels(node).name = quantized_value_name(tensor.name)
+    pack_weights(model, {weight_name(layer.node): layer.weight_bits for layer in quantized.layers})
     _save(model, spec, path)
 
 
@@ -108,11 +111,21 @@ def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
 def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path) -> None:
     model.metadata_props[_METADATA_KEY] = json.dumps(asdict(spec))
     model.producer_name, model.producer_version = "dffg", None
-    for node in model.graph:
-        node.metadata_props.clear()  # the exporter's stack traces hold paths of this machine
-        node.doc_string = None
+    _strip(model)
     onnx_ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Leave out what the exporter notes about itself: stack traces with paths of this machine, and names it used."""
+    model.graph.metadata_props.clear()
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        values.extend(node.outputs)
+    for value in values:
+        value.metadata_props.clear()
 
 
 def _name_batch_dimension(model: onnx_ir.Model) -> None:

@@ -25,6 +25,11 @@ class QParams:
     axis: int | None = None
 
     @property
+    def bits(self) -> int:
+        """Width of the integers in use."""
+        return (self.quant_max - self.quant_min).bit_length()
+
+    @property
     def range(self) -> tuple[float, float]:
         """Smallest and largest value that can be represented (over all channels)."""
         low = self.scale * (self.quant_min - self.zero_point.float())

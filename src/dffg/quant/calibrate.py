@@ -15,6 +15,7 @@ from dffg.images import ImageSpec
 from dffg.quant.affine import QParams, activation_qparams
 from dffg.quant.placement import Placement
 from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
+from dffg.quant.widths import BitWidths
 
 
 def calibrate(
@@ -22,6 +23,7 @@ def calibrate(
     placement: Placement,
     images: Iterable[Tensor],
     spec: ImageSpec,
+    widths: BitWidths,
     config: QuantizationConfig,
 ) -> dict[str, QParams]:
     """Scale and zero point of every tensor with a range of its own, by node name.
@@ -29,7 +31,7 @@ def calibrate(
     `images` is any stream of batches of network inputs, whatever made them; it is read once. The input's range is the
     legal pixel range, known without data.
     """
-    return choose_ranges(observe(module, observed_tensors(placement), images), placement, spec, config)
+    return choose_ranges(observe(module, observed_tensors(placement), images), placement, spec, widths, config)
 
 
 def observed_tensors(placement: Placement) -> list[str]:
@@ -38,17 +40,21 @@ def observed_tensors(placement: Placement) -> list[str]:
 
 
 def choose_ranges(
-    histograms: dict[str, Histogram], placement: Placement, spec: ImageSpec, config: QuantizationConfig
+    histograms: dict[str, Histogram],
+    placement: Placement,
+    spec: ImageSpec,
+    widths: BitWidths,
+    config: QuantizationConfig,
 ) -> dict[str, QParams]:
     """Turn what was observed into scale and zero point; the input gets the legal pixel range."""
-    bits = config.scheme.activation_bits
+    bits = widths.activations
     choose = ACTIVATION_RANGES[config.activation_ranges]
-    ranges = {name: choose(histogram, bits, config) for name, histogram in histograms.items()}
+    ranges = {name: choose(histogram, bits[name], config) for name, histogram in histograms.items()}
     low, high = spec.input_bounds()
     for node in placement.source:
         if node.op == "placeholder":
             ranges[node.name] = float(low.min()), float(high.max())
-    return {name: activation_qparams(*range, bits) for name, range in ranges.items()}
+    return {name: activation_qparams(*range, bits[name]) for name, range in ranges.items()}
 
 
 def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor]) -> dict[str, Histogram]:

@@ -5,26 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
 from dffg.fold import fold_batch_norms
-from dffg.graph import WEIGHTED, add_tensor, argument, calls, copy_module, layer_name, optional_tensor, stored_tensor
+from dffg.graph import add_tensor, copy_module, layer_name
 from dffg.quant.affine import QParams, bias_qparams, quantize, weight_qparams, widen_for_bias
 from dffg.quant.calibrate import calibrate
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
-from dffg.quant.placement import Placement, before_padding, integer_inputs, place, prepare
-from dffg.quant.ranges import WEIGHT_RANGES
+from dffg.quant.parameters import LayerParameters, Parameters, round_layers
+from dffg.quant.placement import integer_inputs, place, prepare
+from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """One convolution or linear layer: its name for people, its node, and the node that carries its result."""
+    """One convolution or linear layer: its name for people, its node, and the node that carries its result.
+
+    weight_bits and activation_bits: of its weight and of its input.
+    """
 
     name: str
     node: str
     result: str
+    weight_bits: int
+    activation_bits: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +63,25 @@ def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationC
     """Fold, calibrate with `images` (batches of network inputs) and quantize."""
     config = config or QuantizationConfig()
     float_module = prepare(fold_batch_norms(captured))
-    activations = calibrate(float_module, place(float_module), images, captured.spec, config)
-    return insert(float_module, activations, config)
+    placement = place(float_module)
+    widths = uniform_widths(float_module, placement, config)
+    parameters = Parameters(
+        activations=calibrate(float_module, placement, images, captured.spec, widths, config),
+        layers=round_layers(float_module, widths, config),
+    )
+    return insert(float_module, parameters, config.scheme)
 
 
-def insert(float_module: fx.GraphModule, activations: dict[str, QParams], config: QuantizationConfig) -> Quantized:
-    """Write scales, zero points and integer weights into a copy of the graph. `activations`: from `calibrate`."""
+def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme) -> Quantized:
+    """Write scales, zero points and integer weights into a copy of the graph."""
     module = copy_module(float_module)
     placement = place(module)
-    layers = tuple(_describe(node) for node in module.graph.nodes if calls(node, *WEIGHTED) and integer_inputs(node))
-    float_operations = tuple(_describe_operation(node) for node in placement.float_operations)
-    for layer in layers:
-        _quantize_parameters(module, layer, placement, activations, config)
-    inserter = _ActivationInserter(module, activations)
+    layers, float_operations = [], tuple(_describe_operation(node) for node in placement.float_operations)
+    for node in quantized_layers(module):
+        layer, input_qparams = parameters.layers[node.name], parameters.activations[input_tensor(node, placement).name]
+        layers.append(_describe(node, layer.qparams.bits, input_qparams.bits))
+        _write_layer(module, node, layer, input_qparams.scale)
+    inserter = _ActivationInserter(module, parameters.activations)
     tensors = tuple(inserter.insert(node, source.name) for node, source in placement.source.items())
     for node in placement.absorbed:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -80,18 +93,24 @@ def insert(float_module: fx.GraphModule, activations: dict[str, QParams], config
         module=module,
         float_module=float_module,
         tensors=tensors,
-        layers=layers,
+        layers=tuple(layers),
         float_operations=float_operations,
-        scheme=config.scheme,
+        scheme=scheme,
     )
 
 
-def _describe(node: fx.Node) -> QuantizedLayer:
+def _describe(node: fx.Node, weight_bits: int, activation_bits: int) -> QuantizedLayer:
     users = list(node.users)
     result = (
         users[0].name if len(users) == 1 and not integer_inputs(users[0]) and users[0].op != "output" else node.name
     )
-    return QuantizedLayer(name=node.meta.get("dffg_name", layer_name(node)), node=node.name, result=result)
+    return QuantizedLayer(
+        name=node.meta.get("dffg_name", layer_name(node)),
+        node=node.name,
+        result=result,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+    )
 
 
 def _describe_operation(node: fx.Node) -> str:
@@ -127,31 +146,36 @@ class _ActivationInserter:
         return self._stored[source]
 
 
-def _quantize_parameters(
-    module: fx.GraphModule,
-    layer: QuantizedLayer,
-    placement: Placement,
-    activations: dict[str, QParams],
-    config: QuantizationConfig,
-) -> None:
-    node = next(node for node in module.graph.nodes if node.name == layer.node)
-    weight = stored_tensor(module, node.args[1])
-    bias = optional_tensor(module, argument(node, 2))
-    input_scale = activations[placement.source[before_padding(node.args[0])].name].scale
-    scale = WEIGHT_RANGES[config.weight_ranges](weight, config.scheme.weight_bits)
-    if bias is not None:
-        scale = widen_for_bias(scale, input_scale, bias)
-    weight_parameters = weight_qparams(scale, config.scheme.weight_bits)
-    new_weight = _store_integers(module, f"{layer.node}_weight", weight, weight_parameters, node)
-    arguments = [node.args[0], new_weight, *node.args[2:]]
-    if bias is not None:
-        bias_parameters = bias_qparams(input_scale, weight_parameters.scale)
-        arguments[2] = _store_integers(module, f"{layer.node}_bias", bias, bias_parameters, node)
+def _write_layer(module: fx.GraphModule, node: fx.Node, layer: LayerParameters, input_scale: Tensor) -> None:
+    qparams, levels = layer.qparams, layer.levels
+    if layer.bias is not None:
+        scale = widen_for_bias(qparams.scale, input_scale, layer.bias)
+        levels = torch.where(_per_channel(scale > qparams.scale, levels), _rescaled(layer, scale), levels)
+        qparams = weight_qparams(scale, qparams.bits)
+    arguments = [node.args[0], _store(module, weight_name(node.name), levels, qparams, node), *node.args[2:]]
+    if layer.bias is not None:
+        bias_parameters = bias_qparams(input_scale, qparams.scale)
+        # int32 holds more digits than float32.
+        bias_levels = quantize(layer.bias.double(), bias_parameters)
+        arguments[2] = _store(module, f"{node.name}_bias", bias_levels, bias_parameters, node)
     node.args = tuple(arguments)
 
 
-def _store_integers(module: fx.GraphModule, name: str, value: Tensor, qparams: QParams, user: fx.Node) -> fx.Node:
-    levels = quantize(value.double(), qparams) if qparams.zero_point.element_size() == 4 else quantize(value, qparams)
+def weight_name(node: str) -> str:
+    """Name under which the integers of a layer's weight are stored, in the graph and in the file."""
+    return f"{node}_weight"
+
+
+def _rescaled(layer: LayerParameters, scale: Tensor) -> Tensor:
+    ratio = _per_channel(layer.qparams.scale / scale, layer.levels)
+    return (layer.levels * ratio).round_().to(layer.levels.dtype)
+
+
+def _per_channel(values: Tensor, weight: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _store(module: fx.GraphModule, name: str, levels: Tensor, qparams: QParams, user: fx.Node) -> fx.Node:
     stored = add_tensor(module, name, levels.contiguous())
     scale = add_tensor(module, f"{name}_scale", qparams.scale)
     zero_point = add_tensor(module, f"{name}_zero_point", qparams.zero_point)

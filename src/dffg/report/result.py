@@ -139,7 +139,7 @@ def find_problems(kernels: Kernels, latency: Latency, match: SimulationMatch) ->
         )
     if latency.quantized >= latency.float:
         problems.append(
-            f"the int8 file is not faster than the float file here ({latency.quantized:.2f} ms against "
+            f"the quantized file is not faster than the float file here ({latency.quantized:.2f} ms against "
             f"{latency.float:.2f} ms); networks this small, or CPUs without int8 instructions, may gain nothing"
         )
     if kernels.float:

@@ -1,0 +1,46 @@
+"""What quantization decides about a network: integers, scales and zero points, before they are written into a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from dffg.config import QuantizationConfig
+from dffg.graph import argument, optional_tensor, stored_tensor
+from dffg.quant.affine import QParams, quantize, weight_qparams
+from dffg.quant.ranges import WEIGHT_RANGES
+from dffg.quant.widths import BitWidths, quantized_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerParameters:
+    """Integers of a layer's weight with their scales, and its bias, still in float."""
+
+    levels: Tensor
+    qparams: QParams
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """activations: by the tensor whose range is used; layers: by node. Every step of quantization makes new ones."""
+
+    activations: dict[str, QParams]
+    layers: dict[str, LayerParameters]
+
+
+def round_layers(module: fx.GraphModule, widths: BitWidths, config: QuantizationConfig) -> dict[str, LayerParameters]:
+    """Weights rounded to the nearest integer, with scales chosen by `config.weight_ranges`; no data is needed."""
+    return {
+        layer.name: _round_layer(module, layer, widths.weights[layer.name], config)
+        for layer in quantized_layers(module)
+    }
+
+
+def _round_layer(module: fx.GraphModule, layer: fx.Node, bits: int, config: QuantizationConfig) -> LayerParameters:
+    weight = stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
+    qparams = weight_qparams(WEIGHT_RANGES[config.weight_ranges](weight, bits), bits)
+    return LayerParameters(
+        levels=quantize(weight, qparams), qparams=qparams, bias=optional_tensor(module, argument(layer, 2))
+    )

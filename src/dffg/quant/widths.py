@@ -1,0 +1,44 @@
+"""How many bits every weight and every activation gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from dffg.config import QuantizationConfig
+from dffg.graph import WEIGHTED, calls
+from dffg.quant.placement import Placement, before_padding, integer_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitWidths:
+    """weights: by layer node; activations: by the tensor whose range is used (`Placement.source`)."""
+
+    weights: dict[str, int]
+    activations: dict[str, int]
+
+
+def quantized_layers(module: fx.GraphModule) -> list[fx.Node]:
+    """Convolutions and linear layers that are quantized, in order of execution."""
+    return [node for node in module.graph.nodes if calls(node, *WEIGHTED) and integer_inputs(node)]
+
+
+def input_tensor(layer: fx.Node, placement: Placement) -> fx.Node:
+    """The tensor whose scale a layer's input has."""
+    return placement.source[before_padding(layer.args[0])]  # type: ignore[arg-type]
+
+
+def uniform_widths(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> BitWidths:
+    """The same width everywhere; `first_last_bits`, where given, for the weights and the input of the outer layers.
+
+    Those are the first and the last layer in order of execution: the convention of BRECQ (Li et al., ICLR 2021).
+    """
+    layers = quantized_layers(module)
+    weights = {layer.name: config.scheme.weight_bits for layer in layers}
+    activations = {source.name: config.scheme.activation_bits for source in placement.source.values()}
+    if config.first_last_bits is not None:
+        for layer in layers[:1] + layers[-1:]:
+            weights[layer.name] = config.first_last_bits
+            activations[input_tensor(layer, placement).name] = config.first_last_bits
+    return BitWidths(weights=weights, activations=activations)
