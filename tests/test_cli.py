@@ -487,6 +487,7 @@ BAD = {
     "pt2-missing": (("nothing.pt2",), "there is no file nothing.pt2"),
     "bits-W9A8": ((*TINY, "--bits", "W9A8"), "9 bits are not supported; choose widths from 2 to 8"),
     "bits-foo": ((*TINY, "--bits", "foo"), "cannot read bit widths 'foo'; write them like W8A8"),
+    "mean-count": ((*TINY, "--mean", "0.5,0.5"), "does not fit 3 channels; give 1 or 3 numbers"),
     "mean-text": ((*TINY, "--mean", "half"), "cannot read numbers 'half'"),
     "std-zero": ((*TINY, "--std", "0"), "must be positive"),
     "bounds-order": ((*TINY, "--bounds", "1:0"), "must be two finite numbers, the lower one first, like 0:1"),
