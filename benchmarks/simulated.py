@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from benchmarks.networks import Benchmark
 from dffg.captured import capture
-from dffg.config import QuantizationConfig
+from dffg.config import QuantizationConfig, Scheme
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import session
 from dffg.fold import fold_batch_norms
@@ -126,5 +126,5 @@ def _run(model: bytes, inputs: Iterable[Array]) -> Iterator[Array]:
 
 
 def quantizer(bits: str, ranges: str) -> QuantizationConfig:
-    """All layers at these widths. Weights, which no image touches, have MSE scales throughout."""
-    return QuantizationConfig(bits=bits, activation_ranges=ranges)
+    """All tensors at these widths. Weights, which no image touches, have MSE scales throughout."""
+    return QuantizationConfig(bits=bits, other_bits=Scheme.parse(bits).activation_bits, activation_ranges=ranges)

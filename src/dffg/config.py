@@ -189,6 +189,9 @@ class QuantizationConfig:
     first_last_bits: int | None = option(
         None, "Other width for the first and the last layer's weights and inputs; 8 is common below 8 bits."
     )
+    other_bits: int = option(
+        8, "Width of activations that no convolution or linear layer reads: operands of sums and of pooling."
+    )
     target: str = option("onnxruntime", "Runtime to write for.", TARGETS)
     activation_ranges: str = option("mse", "How activation ranges are chosen.", RANGES)
     weight_ranges: str = option("mse", "How weight ranges are chosen.", ("minmax", "mse"))
@@ -198,10 +201,41 @@ class QuantizationConfig:
         _check_choices(self)
         _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
         Scheme.parse(self.bits)
-        if self.first_last_bits is not None:
-            Scheme(self.first_last_bits, self.first_last_bits)
+        for bits in (self.first_last_bits, self.other_bits):
+            if bits is not None:
+                Scheme(bits, bits)
 
     @property
     def scheme(self) -> Scheme:
         """The bit widths, parsed."""
         return Scheme.parse(self.bits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """How rounding and scales are learned block by block. Rates are Adam's first steps, of quantities without units."""
+
+    iterations: int = option(300, "Steps of learning per block.")
+    batch_size: int = option(32, "Images of one step.")
+    rounding_rate: float = option(0.02, "Step of the rounding variables.")
+    scale_rate: float = option(2e-3, "Relative step of the scales.")
+    bias_rate: float = option(2e-3, "Step of the biases, relative to their spread in the layer.")
+    drop: float = option(0.5, "Share of activations left unquantized while learning.")
+    penalty: float = option(0.05, "Weight of undecided rounding in the loss.")
+    warm_up: float = option(0.2, "Share of the steps before undecided rounding costs anything.")
+    seed: int = option(0, "Seed of every random choice.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How a quantized network is trained end to end. Rates are Adam's first steps."""
+
+    iterations: int = option(500, "Steps of training.")
+    batch_size: int = option(64, "Images of one step.")
+    weight_rate: float = option(2e-3, "Step of the weights, in steps of their grid.")
+    scale_rate: float = option(5e-4, "Relative step of the scales.")
+    bias_rate: float = option(5e-4, "Step of the biases, relative to their spread in the layer.")
+    features: float = option(1.0, "Weight of the blocks' results in the loss, beside the answer.")
+    hard: float = option(0.0, "How much images that are answered badly are preferred, 0 to 1.")
+    boundary: float = option(0.0, "Share of images that lie between two others.")
+    seed: int = option(0, "Seed of every random choice.")

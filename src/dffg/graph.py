@@ -65,8 +65,10 @@ def with_output(module: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
     copies: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(module.graph, copies)
     graph.output(tuple(copies[node] for node in nodes))
-    graph.eliminate_dead_code()
-    return fx.GraphModule(module, graph)
+    part = fx.GraphModule(module, graph)
+    part.graph.eliminate_dead_code()
+    part.recompile()
+    return part
 
 
 def add_tensor(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:

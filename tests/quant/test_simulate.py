@@ -20,7 +20,7 @@ SPEC = ImageSpec(shape=(3, 8, 8))
 
 @cache
 def simulated(name, bits="W8A8", ranges="mse", weights="mse"):
-    options = QuantizationConfig(bits=bits, activation_ranges=ranges, weight_ranges=weights)
+    options = QuantizationConfig(bits=bits, other_bits=int(bits[-1]), activation_ranges=ranges, weight_ranges=weights)
     return simulate(captured(name), [inputs(NETWORKS[name][1], 16, seed=1)], options)
 
 

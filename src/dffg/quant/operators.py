@@ -6,6 +6,9 @@ and what is verified are the same nodes with the same parameters.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +37,19 @@ def _run_global_average_pool(x: Tensor) -> Tensor:
 _library.impl("quantize", _run_quantize, "CompositeExplicitAutograd")
 _library.impl("dequantize", _run_dequantize, "CompositeExplicitAutograd")
 _library.impl("global_average_pool", _run_global_average_pool, "CompositeExplicitAutograd")
+
+
+def _remember_shape(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.shape = inputs[0].shape
+
+
+def _spread_over_pool(ctx: Any, gradient: Tensor) -> Tensor:
+    return gradient.expand(ctx.shape) / math.prod(ctx.shape[2:])
+
+
+torch.library.register_autograd(
+    "dffg::global_average_pool", _spread_over_pool, setup_context=_remember_shape, lib=_library
+)
 
 QUANTIZE = torch.ops.dffg.quantize.default
 DEQUANTIZE = torch.ops.dffg.dequantize.default

@@ -30,13 +30,16 @@ def input_tensor(layer: fx.Node, placement: Placement) -> fx.Node:
 
 
 def uniform_widths(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> BitWidths:
-    """The same width everywhere; `first_last_bits`, where given, for the weights and the input of the outer layers.
+    """The same width for the weight and the input of every layer.
 
-    Those are the first and the last layer in order of execution: the convention of BRECQ (Li et al., ICLR 2021).
+    `first_last_bits`, where given, is that of the first and the last layer in order of execution: the convention of
+    BRECQ (Li et al., ICLR 2021). `other_bits` is that of activations that no layer reads, which BRECQ and its
+    successors leave in float: here they are integers too, and 8 bits cost no more than fewer.
     """
     layers = quantized_layers(module)
     weights = {layer.name: config.scheme.weight_bits for layer in layers}
-    activations = {source.name: config.scheme.activation_bits for source in placement.source.values()}
+    activations = {source.name: config.other_bits for source in placement.source.values()}
+    activations |= {input_tensor(layer, placement).name: config.scheme.activation_bits for layer in layers}
     if config.first_last_bits is not None:
         for layer in layers[:1] + layers[-1:]:
             weights[layer.name] = config.first_last_bits

@@ -1,0 +1,107 @@
+"""Parts of a network that one tensor enters and one tensor leaves: what can be reconstructed on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from dffg.graph import CONVOLUTIONS, argument, calls, stored_tensor
+from dffg.quant.widths import quantized_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """input, output: nodes; the block is what lies between, without the former. layers: its quantized layers."""
+
+    input: str
+    output: str
+    layers: tuple[str, ...]
+
+
+def find_blocks(module: fx.GraphModule) -> tuple[Block, ...]:
+    """Residual blocks, inverted residuals and single layers, in order of execution, found by the edges of the graph.
+
+    A node through which everything passes is a place to cut; between two such nodes lies a layer, or everything that a
+    shortcut spans. What has no layer joins the block before. A depthwise convolution is joined with the pointwise ones
+    around it: alone it has too little to learn, and the tensors beside it are the widest of the network.
+    """
+    regions = _regions(module)
+    merged: list[list[_Region]] = []
+    while regions:
+        taken = _take(module, regions)
+        merged.append(regions[:taken])
+        regions = regions[taken:]
+    return tuple(
+        Block(input=part[0].input, output=part[-1].output, layers=tuple(n for region in part for n in region.layers))
+        for part in merged
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Region:
+    input: str
+    output: str
+    layers: tuple[str, ...]
+
+
+def _regions(module: fx.GraphModule) -> list[_Region]:
+    layers = {node.name for node in quantized_layers(module)}
+    regions: list[_Region] = []
+    start, inside = "", []
+    for node, is_cut in _cuts(module):
+        if node.op == "placeholder":
+            start = node.name
+            continue
+        inside += [node.name] if node.name in layers else []
+        if not is_cut:
+            continue
+        if inside:
+            regions.append(_Region(input=start, output=node.name, layers=tuple(inside)))
+        elif regions:
+            regions[-1] = _Region(input=regions[-1].input, output=node.name, layers=regions[-1].layers)
+        # What comes before the first layer is computed together with it.
+        start, inside = (node.name, []) if regions else (start, inside)
+    return regions
+
+
+def _cuts(module: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
+    """Every computing node, with whether each edge that passes it starts at it."""
+    nodes = [node for node in module.graph.nodes if node.op not in ("get_attr", "output")]
+    position = {node: index for index, node in enumerate(nodes)}
+    furthest, found = -1, []
+    for index, node in enumerate(nodes):
+        found.append((node, furthest <= index))
+        furthest = max([furthest, *(position.get(user, len(nodes)) for user in node.users)])
+    return found
+
+
+def _take(module: fx.GraphModule, regions: list[_Region]) -> int:
+    """How many regions make the next block."""
+    start = 1 if _is_pointwise(module, regions[0]) else 0
+    if start >= len(regions) or not _is_depthwise(module, regions[start]):
+        return 1
+    end = start + 1
+    while end < len(regions) and not _is_pointwise(module, regions[end]):
+        end += 1
+    return end + 1 if end < len(regions) else start + 1
+
+
+def _is_depthwise(module: fx.GraphModule, region: _Region) -> bool:
+    weight, groups = _weight_and_groups(module, region)
+    return groups > 1 and weight[1] == 1
+
+
+def _is_pointwise(module: fx.GraphModule, region: _Region) -> bool:
+    weight, groups = _weight_and_groups(module, region)
+    return groups == 1 and bool(weight[2:]) and set(weight[2:]) == {1}
+
+
+def _weight_and_groups(module: fx.GraphModule, region: _Region) -> tuple[tuple[int, ...], int]:
+    """Shape of the weight of a region of one convolution; nothing that matches for other regions."""
+    if len(region.layers) != 1:
+        return (), 0
+    node = next(node for node in module.graph.nodes if node.name == region.layers[0])
+    if not calls(node, *CONVOLUTIONS):
+        return (), 0
+    return tuple(stored_tensor(module, node.args[1]).shape), int(argument(node, 6, 1))

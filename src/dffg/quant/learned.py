@@ -1,0 +1,309 @@
+"""A quantized network whose rounding, scales and biases can be learned: the float graph with these modules in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dffg.graph import argument, aten, calls, copy_module, stored_tensor, with_output
+from dffg.quant.affine import QParams, weight_qparams
+from dffg.quant.parameters import LayerParameters, Parameters
+from dffg.quant.placement import place
+from dffg.quant.widths import quantized_layers
+
+# h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1): reaches 0 and 1 with a gradient (AdaRound, Nagel et al., ICML 2020).
+_STRETCH, _SHIFT = 1.2, -0.1
+_EDGE = 1e-3
+
+
+class LearnedWeight(nn.Module):
+    """Weight of one layer: scale * clip(floor(weight / first scale) + h(v)), with v and the scale learned.
+
+    h goes from 0, down, to 1, up. While learning it lies between; `harden` decides. The integers stay one of the two
+    neighbours of the float weight (AdaRound), the scale moves with them (GENIE-M, Jeon et al., CVPR 2023).
+    """
+
+    def __init__(self, weight: Tensor, layer: LayerParameters) -> None:
+        super().__init__()
+        qparams = layer.qparams
+        self._bits, self._dims = qparams.bits, weight.dim()
+        self.limits = (qparams.quant_min, qparams.quant_max)
+        self.register_buffer("first_scale", qparams.scale.clone())
+        self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
+        position = weight / self._per_channel(qparams.scale)
+        self.register_buffer("base", position.floor().clamp_(*self.limits))
+        self.v = nn.Parameter(_inverse_h((position - self.base).clamp(_EDGE, 1 - _EDGE)))
+
+    def forward(self) -> Tensor:
+        """The weight to convolve with."""
+        return self._per_channel(self.scale) * (self.base + self.up()).clamp(*self.limits)
+
+    @property
+    def scale(self) -> Tensor:
+        """The learned scale, per output channel; its logarithm is learned, so that a step is relative."""
+        return self.first_scale * self.stretch.exp()  # type: ignore[no-any-return,operator]
+
+    def up(self) -> Tensor:
+        """Share of a step that every weight is rounded up by."""
+        return (torch.sigmoid(self.v) * _STRETCH + _SHIFT).clamp(0, 1)
+
+    def undecided(self, sharpness: float) -> Tensor:
+        """Mean of 1 - |2 h - 1|^sharpness: 0 where every rounding is decided."""
+        return 1 - (2 * self.up() - 1).abs().pow(sharpness).mean()
+
+    def levels(self) -> Tensor:
+        """The decided integers."""
+        return (self.base + (self.v >= 0)).clamp(*self.limits).to(torch.int8)
+
+    def qparams(self) -> QParams:
+        """With the learned scale."""
+        return weight_qparams(self.scale.detach().clone(), self._bits)
+
+    @torch.no_grad()
+    def harden(self) -> None:
+        """Decide every rounding."""
+        self.v.copy_(torch.where(self.v >= 0, 10.0, -10.0))
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (self._dims - 1))
+
+
+class TunedWeight(nn.Module):
+    """Weight of one layer: scale * clip(round(position)), with the position, in steps, and the scale learned.
+
+    The gradient passes through the rounding, so that a weight can move to any integer. Positions start in the middle
+    of their steps: those that start beside a threshold are thrown over it by the first noise of the gradient.
+    """
+
+    def __init__(self, weight: Tensor, layer: LayerParameters) -> None:
+        super().__init__()
+        qparams = layer.qparams
+        self._bits, self._dims = qparams.bits, weight.dim()
+        self.limits = (qparams.quant_min, qparams.quant_max)
+        self.register_buffer("first_scale", qparams.scale.clone())
+        self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
+        self.position = nn.Parameter(layer.levels.to(weight.dtype, memory_format=torch.preserve_format))
+
+    def forward(self) -> Tensor:
+        """The weight to convolve with."""
+        position = self.position.clamp(*self.limits)
+        return self._per_channel(self.scale) * (position + (position.round() - position).detach())
+
+    @property
+    def scale(self) -> Tensor:
+        """The learned scale, per output channel."""
+        return self.first_scale * self.stretch.exp()  # type: ignore[no-any-return,operator]
+
+    def levels(self) -> Tensor:
+        """The integers."""
+        return self.position.detach().clamp(*self.limits).round().to(torch.int8)
+
+    def qparams(self) -> QParams:
+        """With the learned scale."""
+        return weight_qparams(self.scale.detach().clone(), self._bits)
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * (self._dims - 1))
+
+
+def _inverse_h(share: Tensor) -> Tensor:
+    return torch.logit((share - _SHIFT) / _STRETCH)
+
+
+class LearnedActivation(nn.Module):
+    """Fake quantization of one tensor with a learned scale (LSQ, Esser et al., ICLR 2020).
+
+    In training every element is quantized with probability 1 - drop, else left as it is (QDrop, Wei et al., ICLR 2022).
+    limit: value that the range must not exceed, where a ReLU6 is left to saturation.
+    """
+
+    def __init__(self, qparams: QParams, drop: float, limit: float | None) -> None:
+        super().__init__()
+        self._first, self._drop = qparams, drop
+        self._most = None if limit is None else limit / (qparams.quant_max - int(qparams.zero_point))
+        self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
+
+    @property
+    def scale(self) -> Tensor:
+        """The learned scale; its logarithm is learned, so that a step is relative."""
+        scale = self._first.scale * self.stretch.exp()
+        return scale if self._most is None else scale.clamp(max=self._most)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x on the grid, or in part."""
+        zero_point = float(self._first.zero_point)
+        low, high = self._first.quant_min - zero_point, self._first.quant_max - zero_point
+        quantized: Tensor = _LearnedStep.apply(x, self.scale, low, high)
+        if not self.training or not self._drop:
+            return quantized
+        return torch.where(random_mask(x, self._drop), x, quantized)
+
+    def qparams(self) -> QParams:
+        """With the learned scale."""
+        return replace(self._first, scale=self.scale.detach().clone())
+
+
+def random_mask(like: Tensor, share: float) -> Tensor:
+    """True in this share of the elements (to 1/256), from torch's generator. A random number serves eight elements."""
+    words = torch.empty(like.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
+    mask = words.view(torch.uint8)[: like.numel()] < round(256 * share)
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        batch, channels, height, width = like.shape
+        return mask.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return mask.view(like.shape)
+
+
+class _LearnedStep(torch.autograd.Function):
+    """scale * clip(round(x / scale), low, high); the gradient passes through the rounding and stops at the clip.
+
+    d/dscale = round(x / scale) - x / scale inside, and low or high outside. One pass over the tensor each way instead
+    of autograd's eight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+        position = x / scale
+        levels = position.clamp(low, high).round_()
+        ctx.save_for_backward(position, levels)
+        ctx.limits = (low, high)
+        return levels * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        position, levels = ctx.saved_tensors
+        low, high = ctx.limits
+        inside = (position >= low) & (position <= high)
+        passed = gradient * inside
+        slope = torch.sum(gradient * levels - passed * position)
+        return passed, slope, None, None
+
+
+class LearnedBias(nn.Module):
+    """Bias of one layer: first bias + spread * shift, with the shift learned; spread is the biases' own, so that a
+    step is relative."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("first", bias.clone())
+        self._spread = float(bias.square().mean().sqrt())
+        self.shift = nn.Parameter(torch.zeros_like(bias))
+
+    def forward(self) -> Tensor:
+        """The bias to add."""
+        return self.first + self._spread * self.shift  # type: ignore[no-any-return,operator]
+
+
+class LearnedNetwork:
+    """The float graph with learned weights, biases and activations in it; `parameters` reads what was learned.
+
+    An activation that is left to saturation stays in the graph: dropped elements need it.
+    """
+
+    def __init__(
+        self,
+        float_module: fx.GraphModule,
+        parameters: Parameters,
+        drop: float,
+        weight: type[LearnedWeight] | type[TunedWeight] = LearnedWeight,
+    ) -> None:
+        self._weight = weight
+        self.module = copy_module(float_module)
+        self.weights: dict[str, LearnedWeight | TunedWeight] = {}
+        self.biases: dict[str, LearnedBias] = {}
+        self.activations: dict[str, LearnedActivation] = {}
+        self._values: dict[str, str] = {}
+        placement = place(self.module)
+        absorbed = {node.name for node in placement.absorbed}
+        for node in quantized_layers(self.module):
+            self._learn_layer(node, parameters.layers[node.name])
+        for node, source in placement.source.items():
+            if source is node:
+                limit = 6.0 if node.name in absorbed and _ends_at_six(node) else None
+                self._learn_activation(node, LearnedActivation(parameters.activations[node.name], drop, limit))
+        self.module.graph.lint()
+        self.module.recompile()
+
+    def quantized(self, name: str, value: Tensor) -> Tensor:
+        """The value of a node as the quantized network has it."""
+        return self.activations[name](value) if name in self.activations else value  # type: ignore[no-any-return]
+
+    def block(self, start: str, end: str) -> fx.GraphModule:
+        """The part from the (quantized) value of one node to that of another, as a network of its own."""
+        return between(self.module, self._value(start), self._value(end))
+
+    def watched(self, names: list[str]) -> fx.GraphModule:
+        """The network with the (quantized) values of these nodes as its outputs."""
+        nodes = {node.name: node for node in self.module.graph.nodes}
+        return with_output(self.module, [nodes[self._value(name)] for name in names])
+
+    def parameters(self) -> Parameters:
+        """What was learned, with every rounding decided."""
+        layers = {
+            name: LayerParameters(levels=weight.levels(), qparams=weight.qparams(), bias=self._bias(name))
+            for name, weight in self.weights.items()
+        }
+        return Parameters(
+            activations={name: module.qparams() for name, module in self.activations.items()}, layers=layers
+        )
+
+    def _value(self, name: str) -> str:
+        return self._values.get(name, name)
+
+    def _bias(self, name: str) -> Tensor | None:
+        return self.biases[name]().detach().clone() if name in self.biases else None
+
+    def _learn_layer(self, node: fx.Node, layer: LayerParameters) -> None:
+        learned = self._weight(stored_tensor(self.module, node.args[1]), layer)  # type: ignore[arg-type]
+        self.weights[node.name] = learned
+        arguments = list(node.args)
+        arguments[1] = self._call(node, f"{node.name}_learned_weight", learned)
+        if layer.bias is not None:
+            self.biases[node.name] = LearnedBias(layer.bias)
+            arguments[2] = self._call(node, f"{node.name}_learned_bias", self.biases[node.name])
+        node.args = tuple(arguments)
+
+    def _call(self, node: fx.Node, name: str, learned: nn.Module) -> fx.Node:
+        self.module.add_submodule(name, learned)
+        with self.module.graph.inserting_before(node):
+            return self.module.graph.call_module(name)
+
+    def _learn_activation(self, node: fx.Node, learned: LearnedActivation) -> None:
+        self.activations[node.name] = learned
+        name = f"{node.name}_learned_activation"
+        self.module.add_submodule(name, learned)
+        with self.module.graph.inserting_after(node):
+            value = self.module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not value)
+        self._values[node.name] = value.name
+
+
+def between(module: fx.GraphModule, start: str, end: str) -> fx.GraphModule:
+    """The part of a graph that computes `end` from `start`, which becomes its input; modules are shared."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {nodes[start]: graph.placeholder("input")}
+    needed = _needed(nodes[end], nodes[start])
+    for node in module.graph.nodes:
+        if node in needed:
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(copies[nodes[end]])
+    return fx.GraphModule(module, graph)
+
+
+def _needed(end: fx.Node, start: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node is not start and node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _ends_at_six(node: fx.Node) -> bool:
+    return calls(node, aten.relu6.default) or argument(node, 2) == 6

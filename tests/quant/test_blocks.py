@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dffg.captured import capture
+from dffg.fold import fold_batch_norms
+from dffg.images import ImageSpec
+from dffg.quant.blocks import find_blocks
+from dffg.quant.placement import prepare
+from dffg.quant.widths import quantized_layers
+from tests.networks import NETWORKS, captured, randomize
+
+
+def module_of(name):
+    return prepare(fold_batch_norms(captured(name)))
+
+
+def sizes(model, shape=(3, 8, 8)):
+    module = prepare(fold_batch_norms(capture(randomize(model), spec=ImageSpec(shape=shape))))
+    return [len(block.layers) for block in find_blocks(module)]
+
+
+def layer(channels, out, **options):
+    return nn.Sequential(nn.Conv2d(channels, out, bias=False, **options), nn.BatchNorm2d(out), nn.ReLU())
+
+
+class Shortcut(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return F.relu(x + self.layers(x))
+
+
+def depthwise(channels):
+    return layer(channels, channels, kernel_size=3, padding=1, groups=channels)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_blocks_are_a_chain_that_holds_every_layer_once(name):
+    module = module_of(name)
+    blocks = find_blocks(module)
+    assert [name for block in blocks for name in block.layers] == [node.name for node in quantized_layers(module)]
+    assert [block.input for block in blocks[1:]] == [block.output for block in blocks[:-1]]
+    assert next(node for node in module.graph.nodes if node.op == "placeholder").name == blocks[0].input
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_but_its_input_enters_a_block(name):
+    """Everything between two ends is computed from the first: an oracle by reachability instead of by order."""
+    module = module_of(name)
+    nodes = {node.name: node for node in module.graph.nodes}
+    for block in find_blocks(module):
+        waiting, seen = [nodes[block.output]], set()
+        while waiting:
+            node = waiting.pop()
+            if node.name == block.input or node in seen:
+                continue
+            seen.add(node)
+            assert node.op != "placeholder"
+            waiting.extend(node.all_input_nodes)
+
+
+def test_a_shortcut_holds_its_layers_together():
+    pair = Shortcut(layer(8, 8, kernel_size=3, padding=1), layer(8, 8, kernel_size=3, padding=1))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), pair, pair, head)) == [1, 2, 2, 1]
+
+
+def test_an_inverted_residual_without_shortcut_is_one_block():
+    inverted = nn.Sequential(layer(8, 16, kernel_size=1), depthwise(16), layer(16, 8, kernel_size=1))
+    assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), inverted, inverted)) == [1, 3, 3]
+
+
+def test_a_depthwise_convolution_is_joined_with_the_pointwise_one_behind_it():
+    separable = nn.Sequential(depthwise(8), layer(8, 8, kernel_size=1))
+    assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), separable, separable)) == [1, 2, 2]
+
+
+def test_a_gate_between_depthwise_and_pointwise_stays_in_the_block():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+        def forward(self, x):
+            return x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+
+    inverted = nn.Sequential(layer(8, 8, kernel_size=1), depthwise(8), Gate(), layer(8, 8, kernel_size=1))
+    assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), inverted)) == [1, 5]
