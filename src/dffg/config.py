@@ -217,12 +217,10 @@ class ReconstructionConfig:
 
     iterations: int = option(300, "Steps of learning per block.")
     batch_size: int = option(32, "Images of one step.")
-    rounding_rate: float = option(0.02, "Step of the rounding variables.")
+    weight_rate: float = option(0.01, "Step of the weights, in steps of their grid.")
     scale_rate: float = option(2e-3, "Relative step of the scales.")
     bias_rate: float = option(2e-3, "Step of the biases, relative to their spread in the layer.")
     drop: float = option(0.5, "Share of activations left unquantized while learning.")
-    penalty: float = option(0.05, "Weight of undecided rounding in the loss.")
-    warm_up: float = option(0.2, "Share of the steps before undecided rounding costs anything.")
     seed: int = option(0, "Seed of every random choice.")
 
 

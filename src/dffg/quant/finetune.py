@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dffg.config import FinetuneConfig
 from dffg.quant.blocks import find_blocks
-from dffg.quant.learned import LearnedNetwork, TunedWeight
+from dffg.quant.learned import LearnedNetwork, Rates, learning_optimizer, where_rounded
 from dffg.quant.parameters import Parameters
 
 
@@ -23,11 +23,12 @@ def finetune(
 ) -> Parameters:
     """Learn weights, scales and biases end to end from the answers of the float network, which is never changed."""
     torch.manual_seed(config.seed)
-    network = LearnedNetwork(float_module, parameters, 0.0, TunedWeight)
+    network = LearnedNetwork(float_module, parameters, where_rounded)
     names = [block.output for block in find_blocks(float_module)]
     student, teacher = network.watched(names), _watched(float_module, names)
     images = images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
-    optimizer = _optimizer(network, config)
+    rates = Rates(weight=config.weight_rate, scale=config.scale_rate, bias=config.bias_rate)
+    optimizer = learning_optimizer(network.module, rates)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     hardness = torch.ones(len(images))
     for iteration in range(config.iterations):
@@ -37,7 +38,9 @@ def finetune(
         with torch.no_grad():
             expected = teacher(batch)
         answer = student(batch)
-        divergence = F.kl_div(F.log_softmax(answer[-1], 1), F.log_softmax(expected[-1], 1), log_target=True, reduction="none").sum(1)
+        divergence = F.kl_div(
+            F.log_softmax(answer[-1], 1), F.log_softmax(expected[-1], 1), log_target=True, reduction="none"
+        ).sum(1)
         features = torch.stack([(a - e).square().mean() / e.square().mean() for a, e in zip(answer, expected)]).mean()
         loss = divergence.mean() + config.features * features
         optimizer.zero_grad()
@@ -45,7 +48,9 @@ def finetune(
         optimizer.step()
         schedule.step()
         if config.hard:
-            hardness[chosen] = (1 - config.hard) + config.hard * (divergence.detach() / divergence.detach().mean().clamp(min=1e-12)).clamp(max=4)
+            hardness[chosen] = (1 - config.hard) + config.hard * (
+                divergence.detach() / divergence.detach().mean().clamp(min=1e-12)
+            ).clamp(max=4)
         if progress is not None:
             progress(iteration, float(loss))
     return network.parameters()
@@ -63,11 +68,6 @@ def _with_boundary(batch: Tensor, share: float) -> Tensor:
 
 def _watched(module, names):
     from dffg.graph import with_output
+
     nodes = {node.name: node for node in module.graph.nodes}
     return with_output(module, [nodes[n] for n in names])
-
-
-def _optimizer(network: LearnedNetwork, config: FinetuneConfig) -> torch.optim.Optimizer:
-    rates = {"position": config.weight_rate, "stretch": config.scale_rate, "shift": config.bias_rate}
-    groups = {n: [p for path, p in network.module.named_parameters() if path.rpartition(".")[2] == n] for n in rates}
-    return torch.optim.Adam([{"params": params, "lr": rates[name]} for name, params in groups.items() if params])

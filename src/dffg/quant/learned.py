@@ -2,115 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dffg.graph import argument, aten, calls, copy_module, stored_tensor, with_output
-from dffg.quant.affine import QParams, weight_qparams
+from dffg.quant.affine import QParams
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import place
 from dffg.quant.widths import quantized_layers
 
-# h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1): reaches 0 and 1 with a gradient (AdaRound, Nagel et al., ICML 2020).
-_STRETCH, _SHIFT = 1.2, -0.1
-_EDGE = 1e-3
-
 
 class LearnedWeight(nn.Module):
-    """Weight of one layer: scale * clip(floor(weight / first scale) + h(v)), with v and the scale learned.
+    """Weight of one layer: scale * clip(round(position)), with the position, in steps, and the scale learned.
 
-    h goes from 0, down, to 1, up. While learning it lies between; `harden` decides. The integers stay one of the two
-    neighbours of the float weight (AdaRound), the scale moves with them (GENIE-M, Jeon et al., CVPR 2023).
+    The gradient passes through the rounding (straight-through), so that every step sees what rounding does. AdaRound's
+    soft rounding (Nagel et al., ICML 2020) sees it only once its penalty has decided, which takes thousands of steps;
+    after hundreds it is worse than rounding to the nearest. position: where to start, the shape of the weight.
     """
 
-    def __init__(self, weight: Tensor, layer: LayerParameters) -> None:
+    def __init__(self, position: Tensor, qparams: QParams) -> None:
         super().__init__()
-        qparams = layer.qparams
-        self._bits, self._dims = qparams.bits, weight.dim()
-        self.limits = (qparams.quant_min, qparams.quant_max)
+        self._first = qparams
+        # The gradient of a clip ends before its limits: half a step further, the outermost integers can still move.
+        self._ends = (qparams.quant_min - 0.5, qparams.quant_max + 0.5)
         self.register_buffer("first_scale", qparams.scale.clone())
         self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
-        position = weight / self._per_channel(qparams.scale)
-        self.register_buffer("base", position.floor().clamp_(*self.limits))
-        self.v = nn.Parameter(_inverse_h((position - self.base).clamp(_EDGE, 1 - _EDGE)))
+        self.position = nn.Parameter(position.clamp(*self._ends))
 
     def forward(self) -> Tensor:
         """The weight to convolve with."""
-        return self._per_channel(self.scale) * (self.base + self.up()).clamp(*self.limits)
+        position = self.position.clamp(*self._ends)
+        rounded = position + (self._rounded(position) - position).detach()
+        return self.scale.reshape(-1, *[1] * (position.dim() - 1)) * rounded
 
     @property
     def scale(self) -> Tensor:
         """The learned scale, per output channel; its logarithm is learned, so that a step is relative."""
         return self.first_scale * self.stretch.exp()  # type: ignore[no-any-return,operator]
 
-    def up(self) -> Tensor:
-        """Share of a step that every weight is rounded up by."""
-        return (torch.sigmoid(self.v) * _STRETCH + _SHIFT).clamp(0, 1)
-
-    def undecided(self, sharpness: float) -> Tensor:
-        """Mean of 1 - |2 h - 1|^sharpness: 0 where every rounding is decided."""
-        return 1 - (2 * self.up() - 1).abs().pow(sharpness).mean()
-
-    def levels(self) -> Tensor:
-        """The decided integers."""
-        return (self.base + (self.v >= 0)).clamp(*self.limits).to(torch.int8)
-
-    def qparams(self) -> QParams:
-        """With the learned scale."""
-        return weight_qparams(self.scale.detach().clone(), self._bits)
-
-    @torch.no_grad()
-    def harden(self) -> None:
-        """Decide every rounding."""
-        self.v.copy_(torch.where(self.v >= 0, 10.0, -10.0))
-
-    def _per_channel(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, *[1] * (self._dims - 1))
-
-
-class TunedWeight(nn.Module):
-    """Weight of one layer: scale * clip(round(position)), with the position, in steps, and the scale learned.
-
-    The gradient passes through the rounding, so that a weight can move to any integer. Positions start in the middle
-    of their steps: those that start beside a threshold are thrown over it by the first noise of the gradient.
-    """
-
-    def __init__(self, weight: Tensor, layer: LayerParameters) -> None:
-        super().__init__()
-        qparams = layer.qparams
-        self._bits, self._dims = qparams.bits, weight.dim()
-        self.limits = (qparams.quant_min, qparams.quant_max)
-        self.register_buffer("first_scale", qparams.scale.clone())
-        self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
-        self.position = nn.Parameter(layer.levels.to(weight.dtype, memory_format=torch.preserve_format))
-
-    def forward(self) -> Tensor:
-        """The weight to convolve with."""
-        position = self.position.clamp(*self.limits)
-        return self._per_channel(self.scale) * (position + (position.round() - position).detach())
-
-    @property
-    def scale(self) -> Tensor:
-        """The learned scale, per output channel."""
-        return self.first_scale * self.stretch.exp()  # type: ignore[no-any-return,operator]
-
     def levels(self) -> Tensor:
         """The integers."""
-        return self.position.detach().clamp(*self.limits).round().to(torch.int8)
+        return self._rounded(self.position.detach()).to(torch.int8)
 
     def qparams(self) -> QParams:
         """With the learned scale."""
-        return weight_qparams(self.scale.detach().clone(), self._bits)
+        return replace(self._first, scale=self.scale.detach().clone())
 
-    def _per_channel(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, *[1] * (self._dims - 1))
+    def _rounded(self, position: Tensor) -> Tensor:
+        return position.round().clamp(self._first.quant_min, self._first.quant_max)
 
 
-def _inverse_h(share: Tensor) -> Tensor:
-    return torch.logit((share - _SHIFT) / _STRETCH)
+def where_weight_is(weight: Tensor, layer: LayerParameters) -> Tensor:
+    """Start at the float weight: its rounding is to be learned."""
+    return weight / layer.qparams.scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def where_rounded(weight: Tensor, layer: LayerParameters) -> Tensor:
+    """Start in the middle of the chosen steps: a weight beside a threshold would be thrown over it by noise."""
+    return layer.levels.to(weight.dtype, memory_format=torch.preserve_format)
+
+
+Start = Callable[[Tensor, LayerParameters], Tensor]
 
 
 class LearnedActivation(nn.Module):
@@ -200,6 +156,7 @@ class LearnedBias(nn.Module):
 class LearnedNetwork:
     """The float graph with learned weights, biases and activations in it; `parameters` reads what was learned.
 
+    start: where the positions of weights begin. drop: see `LearnedActivation`.
     An activation that is left to saturation stays in the graph: dropped elements need it.
     """
 
@@ -207,12 +164,12 @@ class LearnedNetwork:
         self,
         float_module: fx.GraphModule,
         parameters: Parameters,
-        drop: float,
-        weight: type[LearnedWeight] | type[TunedWeight] = LearnedWeight,
+        start: Start,
+        drop: float = 0.0,
     ) -> None:
-        self._weight = weight
+        self._start = start
         self.module = copy_module(float_module)
-        self.weights: dict[str, LearnedWeight | TunedWeight] = {}
+        self.weights: dict[str, LearnedWeight] = {}
         self.biases: dict[str, LearnedBias] = {}
         self.activations: dict[str, LearnedActivation] = {}
         self._values: dict[str, str] = {}
@@ -257,7 +214,8 @@ class LearnedNetwork:
         return self.biases[name]().detach().clone() if name in self.biases else None
 
     def _learn_layer(self, node: fx.Node, layer: LayerParameters) -> None:
-        learned = self._weight(stored_tensor(self.module, node.args[1]), layer)  # type: ignore[arg-type]
+        weight = stored_tensor(self.module, node.args[1])  # type: ignore[arg-type]
+        learned = LearnedWeight(self._start(weight, layer), layer.qparams)
         self.weights[node.name] = learned
         arguments = list(node.args)
         arguments[1] = self._call(node, f"{node.name}_learned_weight", learned)
@@ -307,3 +265,23 @@ def _needed(end: fx.Node, start: fx.Node) -> set[fx.Node]:
 
 def _ends_at_six(node: fx.Node) -> bool:
     return calls(node, aten.relu6.default) or argument(node, 2) == 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """First steps of Adam: of weights in steps of their grid, of scales and biases relative to their size."""
+
+    weight: float
+    scale: float
+    bias: float
+
+
+def learning_optimizer(module: nn.Module, rates: Rates) -> torch.optim.Optimizer:
+    """Adam over everything that is learned in (a part of) a network."""
+    rate_of = {"position": rates.weight, "stretch": rates.scale, "shift": rates.bias}
+    named = list(module.named_parameters())
+    groups = [
+        {"params": [value for path, value in named if path.rpartition(".")[2] == name], "lr": rate}
+        for name, rate in rate_of.items()
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]])

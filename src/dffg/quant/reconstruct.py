@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from dffg.config import ReconstructionConfig
 from dffg.quant.blocks import Block, find_blocks
-from dffg.quant.learned import LearnedNetwork, LearnedWeight, between, random_mask
+from dffg.quant.learned import LearnedNetwork, Rates, between, learning_optimizer, random_mask, where_weight_is
 from dffg.quant.parameters import Parameters
 
 _BATCH = 64
@@ -36,14 +36,15 @@ def reconstruct(
 ) -> Parameters:
     """Learn rounding, scales and biases so that every block's result is that of the float network.
 
-        minimise  |block(x) - float block(x_float)|^2 / |float block(x_float)|^2 + penalty * undecided rounding
+        minimise  |block(x) - float block(x_float)|^2 / |float block(x_float)|^2
 
     block by block in order of execution (BRECQ, Li et al., ICLR 2021). x is what the quantized network before gives,
-    with a random half of its elements exchanged for those of the float network (QDrop, Wei et al., ICLR 2022). Rounding
-    is AdaRound's, scales are learned as in LSQ and GENIE. `images`: (count, *shape) network inputs, all kept in memory.
+    with a random share of its elements exchanged for those of the float network (QDrop, Wei et al., ICLR 2022). Scales
+    are learned as in LSQ (Esser et al., ICLR 2020) and GENIE (Jeon et al., CVPR 2023). images: (count, *shape) network
+    inputs, all kept in memory, with three results of a block for each.
     """
     torch.manual_seed(config.seed)
-    network = LearnedNetwork(float_module, parameters, config.drop)
+    network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop)
     images = _laid_out(images)
     blocks = find_blocks(float_module)
     with torch.no_grad():
@@ -66,40 +67,23 @@ def reconstruct(
     return network.parameters()
 
 
-def _learn(learned: fx.GraphModule, exact: Tensor, quantized: Tensor, target: Tensor, config: ReconstructionConfig) -> None:
+def _learn(
+    learned: fx.GraphModule, exact: Tensor, quantized: Tensor, target: Tensor, config: ReconstructionConfig
+) -> None:
     learned.train()
-    weights = [module for module in learned.modules() if isinstance(module, LearnedWeight)]
-    optimizer = _optimizer(learned, config)
+    rates = Rates(weight=config.weight_rate, scale=config.scale_rate, bias=config.bias_rate)
+    optimizer = learning_optimizer(learned, rates)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     power = target.square().mean()
-    for iteration in range(config.iterations):
+    for _ in range(config.iterations):
         chosen = torch.randint(len(target), (config.batch_size,))
         inputs = quantized[chosen]
         inputs = torch.where(random_mask(inputs, config.drop), exact[chosen], inputs)
         loss = (learned(inputs) - target[chosen]).square().mean() / power
-        sharpness = _sharpness(iteration / config.iterations, config)
-        if sharpness is not None:
-            loss = loss + config.penalty * torch.stack([weight.undecided(sharpness) for weight in weights]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    learned.eval()
-    for weight in weights:
-        weight.harden()
-
-
-def _optimizer(learned: fx.GraphModule, config: ReconstructionConfig) -> torch.optim.Optimizer:
-    rates = {"v": config.rounding_rate, "stretch": config.scale_rate, "shift": config.bias_rate}
-    groups = {name: [p for path, p in learned.named_parameters() if path.rpartition(".")[2] == name] for name in rates}
-    return torch.optim.Adam([{"params": params, "lr": rates[name]} for name, params in groups.items() if params])
-
-
-def _sharpness(progress: float, config: ReconstructionConfig) -> float | None:
-    """Exponent of the penalty: none at first, then from 20, which only touches the nearly decided, down to 2."""
-    if progress < config.warm_up:
-        return None
-    return 2 + 18 * (1 - (progress - config.warm_up) / (1 - config.warm_up))
 
 
 @torch.no_grad()

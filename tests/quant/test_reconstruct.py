@@ -1,0 +1,110 @@
+from functools import cache
+
+import pytest
+import torch
+
+from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig
+from dffg.quant.affine import dequantize
+from dffg.quant.blocks import find_blocks
+from dffg.quant.finetune import finetune
+from dffg.quant.parameters import Parameters
+from dffg.quant.reconstruct import reconstruct
+from dffg.quant.simulate import insert
+from tests.networks import NETWORKS, inputs
+from tests.quant.test_learned import decided
+
+QUICK = ReconstructionConfig(iterations=150, batch_size=16)
+BITS = "W3A4"
+
+
+@cache
+def start(name):
+    return decided(name, BITS)
+
+
+def images_of(name, seed, count=64):
+    return inputs(NETWORKS[name][1], count, seed=seed)
+
+
+@torch.no_grad()
+def error(name, parameters, images):
+    """Relative error of the quantized network's answer on images that nothing learned from."""
+    module, _ = start(name)
+    expected = module(images)
+    answer = insert(module, parameters, QuantizationConfig(bits=BITS).scheme).module(images)
+    return float((answer - expected).square().sum() / expected.square().sum())
+
+
+@cache
+def learned(name):
+    module, parameters = start(name)
+    return reconstruct(module, parameters, images_of(name, 3), QUICK)
+
+
+@pytest.mark.parametrize("name", ["conv", "inverted-residual", "residual", "volumes"])
+def test_reconstruction_helps_on_other_images(name):
+    assert error(name, learned(name), images_of(name, 4)) < 0.8 * error(name, start(name)[1], images_of(name, 4))
+
+
+def test_integers_move_within_their_width():
+    _, before = start("inverted-residual")
+    moved = 0
+    for node, layer in learned("inverted-residual").layers.items():
+        assert layer.qparams.bits == before.layers[node].qparams.bits
+        assert layer.qparams.quant_min <= int(layer.levels.min())
+        assert int(layer.levels.max()) <= layer.qparams.quant_max
+        moved += int((layer.levels != before.layers[node].levels).sum())
+    assert moved > 0
+
+
+def test_the_float_network_and_what_it_started_from_are_untouched():
+    module, parameters = start("conv")
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    levels = {name: layer.levels.clone() for name, layer in parameters.layers.items()}
+    finetune(
+        module,
+        reconstruct(module, parameters, images_of("conv", 3), QUICK),
+        images_of("conv", 3),
+        FinetuneConfig(iterations=3, batch_size=8),
+    )
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    for name, layer in parameters.layers.items():
+        assert torch.equal(layer.levels, levels[name])
+
+
+def test_the_same_seed_learns_the_same():
+    module, parameters = start("conv")
+    again = reconstruct(module, parameters, images_of("conv", 3), QUICK)
+    other = reconstruct(
+        module, parameters, images_of("conv", 3), ReconstructionConfig(iterations=150, batch_size=16, seed=1)
+    )
+    for node, layer in learned("conv").layers.items():
+        assert torch.equal(layer.levels, again.layers[node].levels)
+    assert any(
+        not torch.equal(layer.qparams.scale, other.layers[node].qparams.scale)
+        for node, layer in learned("conv").layers.items()
+    )
+
+
+def test_progress_names_every_block_with_its_errors():
+    module, parameters = start("inverted-residual")
+    records = []
+    reconstruct(module, parameters, images_of("inverted-residual", 3), QUICK, records.append)
+    assert [record.block for record in records] == list(find_blocks(module))
+    assert all(0 < record.error_after < 1 for record in records)
+    assert sum(record.error_after < record.error_before for record in records) > len(records) / 2
+
+
+def test_finetuning_helps_on_other_images():
+    name = "inverted-residual"
+    module, _ = start(name)
+    config = FinetuneConfig(iterations=150, batch_size=16, weight_rate=1e-2, scale_rate=2e-3, bias_rate=2e-3)
+    tuned = finetune(module, learned(name), images_of(name, 3), config)
+    assert error(name, tuned, images_of(name, 4)) < error(name, learned(name), images_of(name, 4))
+    assert isinstance(tuned, Parameters)
+    for layer in tuned.layers.values():
+        low, high = layer.qparams.quant_min, layer.qparams.quant_max
+        assert low <= int(layer.levels.min())
+        assert int(layer.levels.max()) <= high
+        assert torch.isfinite(dequantize(layer.levels, layer.qparams)).all()
