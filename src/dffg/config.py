@@ -190,13 +190,19 @@ class Budget:
     """What a network of mixed widths may cost, written size=0.5x, size=2MB, bops=0.25x or bits=4.
 
     kind: size, of the stored weights; bops, bit operations, which are multiplications times the bits of weight and
-    activation; bits, of a weight on average. relative: whether `amount` is a share of the same network at W8A8, else it
-    is bytes or bits.
+    activation; bits, of a weight on average. amount: bytes, bits, or where relative a share of the same network at W8A8.
     """
 
     kind: str
     amount: float
     relative: bool
+
+    def __str__(self) -> str:
+        """As it is read, with four digits behind the point."""
+        number = f"{round(self.amount, 4):g}"
+        if self.relative:
+            return f"{self.kind}={number}x"
+        return f"size={self.amount:.0f}B" if self.kind == "size" else f"bits={number}"
 
     @classmethod
     def parse(cls, text: str) -> Budget:

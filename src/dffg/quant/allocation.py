@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +23,7 @@ Sensitivities = dict[str, dict[int, float]]
 # HiGHS has absolute tolerances of 1e-6: the sum of all sensitivities and the budget are scaled far above.
 _OBJECTIVE_SCALE, _BUDGET_SCALE = 1e6, 1e4
 _FRONTIER_POINTS = 12
+_STDOUT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +61,26 @@ COSTS: dict[str, Cost] = {"size": stored_bytes, "bops": bit_operations, "bits": 
 class Problem:
     """What can be chosen, what it harms and what it costs.
 
-    weights, activations: sensitivity by name and by candidate width; activations are the inputs of layers. cost: of one
-    layer. unit: what 1 of the budget's notation costs, for example W8A8 where the budget is a share of it.
+    weights, activations: sensitivity by name and by candidate width; activations are the inputs of layers. budget: what
+    kind of cost counts, and in which unit.
     """
 
     layers: tuple[LayerSize, ...]
     weights: Sensitivities
     activations: Sensitivities
-    cost: Cost
-    unit: float
+    budget: Budget
+
+    @property
+    def cost(self) -> Cost:
+        """Of one layer."""
+        return COSTS[self.budget.kind]
+
+    @property
+    def unit(self) -> float:
+        """Cost of 1 in the notation of the budget: W8A8 for a share, a byte for bytes, all weights for bits of one."""
+        if self.budget.kind == "bits":
+            return sum(layer.parameters for layer in self.layers)
+        return sum(self.cost(layer, 8, 8) for layer in self.layers) if self.budget.relative else 1.0
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -84,21 +101,14 @@ class Allocation:
     widths: BitWidths
 
 
-def unit_of(budget: Budget, layers: Iterable[LayerSize]) -> float:
-    """Cost of 1 in the notation of a budget: W8A8 for a share, a byte for bytes, all weights for bits of one."""
-    if budget.kind == "bits":
-        return sum(layer.parameters for layer in layers)
-    return sum(COSTS[budget.kind](layer, 8, 8) for layer in layers) if budget.relative else 1.0
-
-
 def allocate(problem: Problem, limit: float) -> Allocation:
     """The widths with the least sum of sensitivities whose cost is at most `limit`, in the unit of the problem.
 
         min  sum_i sum_k x_ik Omega_i(k)    s.t.  sum_k x_ik = 1,  sum_l cost_l(weight_bits, activation_bits) <= limit
 
     x is 0 or 1. A layer's cost depends on both its widths, which is a product of two choices: it is made linear by a
-    variable z_jk >= 0 for every pair of widths with sum_k z_jk = x_j (weight) and sum_j z_jk = x_k (input), which is 1
-    for the chosen pair and 0 for the others. Solved to proven optimality by HiGHS.
+    variable z_jk for every pair of widths with sum_k z_jk = x_j (weight) and sum_j z_jk = x_k (input), which is 1 for
+    the chosen pair and 0 for the others. Solved to proven optimality by HiGHS.
 
     The objective is that of ZeroQ (Cai et al., CVPR 2020), which assumes that the harm of layers adds up. It walks
     along a Pareto frontier of sizes; here the optimum is exact, and other costs than size are possible.
@@ -107,15 +117,19 @@ def allocate(problem: Problem, limit: float) -> Allocation:
     """
     smallest = problem.bounds[0] / problem.unit
     if limit < smallest:
-        raise InputError(f"the budget {limit:g} cannot be met; the smallest possible is {_rounded_up(smallest):g}.")
+        least = replace(problem.budget, amount=_rounded_up(smallest))
+        raise InputError(
+            f"no widths fit the budget {replace(problem.budget, amount=limit)}; the smallest possible is {least}."
+        )
     program = _Program(problem)
-    solved = optimize.milp(
-        program.objective,
-        integrality=program.integrality,
-        bounds=(0, 1),
-        constraints=program.constraints(limit * problem.unit),
-        options={"mip_rel_gap": 0.0},
-    )
+    with _silent_solver():
+        solved = optimize.milp(
+            program.objective,
+            integrality=1,
+            bounds=(0, 1),
+            constraints=program.constraints(limit * problem.unit),
+            options={"mip_rel_gap": 0.0},
+        )
     assert solved.x is not None, solved.message
     return program.read(solved.x)
 
@@ -140,6 +154,24 @@ def _rounded_up(value: float) -> float:
     return math.ceil(value * 1e4) / 1e4
 
 
+@contextmanager
+def _silent_solver() -> Iterator[None]:
+    """Discard what C code prints: HiGHS has a line that no option turns off, and it would stand within our JSON.
+
+    Known as jump-dev/HiGHS.jl#312. The text may wait in a buffer of C until it is flushed.
+    """
+    sys.stdout.flush()
+    kept = os.dup(_STDOUT)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), _STDOUT)
+    try:
+        yield
+    finally:
+        ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
+
+
 class _Program:
     """The integer program: one column per choice of a width, then one per pair of widths of a layer."""
 
@@ -157,7 +189,6 @@ class _Program:
         harms = [widths[bits] for _, table in choices for widths in table.values() for bits in widths]
         scale = _OBJECTIVE_SCALE / max(sum(harms), 1e-300)
         self.objective = np.array(harms + [0.0] * len(self._pairs)) * scale
-        self.integrality = np.array([1] * len(keys) + [0] * len(self._pairs))
 
     def constraints(self, limit: float) -> list[optimize.LinearConstraint]:
         """One width each; pairs agree with the choices; the cost stays below the limit."""

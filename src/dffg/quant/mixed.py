@@ -14,7 +14,7 @@ from dffg.errors import InputError
 from dffg.graph import stored_tensor
 from dffg.images import ImageSpec
 from dffg.quant.affine import QParams
-from dffg.quant.allocation import COSTS, Allocation, LayerSize, Problem, allocate, frontier, unit_of
+from dffg.quant.allocation import Allocation, LayerSize, Problem, allocate, frontier
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.parameters import LayerParameters, round_layers
 from dffg.quant.placement import Placement
@@ -24,8 +24,9 @@ from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform
 
 @dataclass(frozen=True, kw_only=True)
 class MixedPrecision:
-    """Widths of everything, the choice behind them, and the best choices within other budgets."""
+    """Widths of everything, the choice behind them, and the best choices within other budgets of the same kind."""
 
+    budget: Budget
     widths: BitWidths
     chosen: Allocation
     frontier: tuple[Allocation, ...]
@@ -36,9 +37,9 @@ def choose_widths(
 ) -> MixedPrecision:
     """The widths that fit `config.budget` with the least sensitivity. images: all calibration batches."""
     problem = pose(module, placement, images, spec, config)
-    chosen, fixed = allocate(problem, Budget.parse(str(config.budget)).amount), fixed_widths(module, placement, config)
+    chosen, fixed = allocate(problem, problem.budget.amount), fixed_widths(module, placement, config)
     widths = BitWidths(weights=chosen.widths.weights, activations={**fixed.activations, **chosen.widths.activations})
-    return MixedPrecision(widths=widths, chosen=chosen, frontier=frontier(problem))
+    return MixedPrecision(budget=problem.budget, widths=widths, chosen=chosen, frontier=frontier(problem))
 
 
 def pose(
@@ -63,8 +64,7 @@ def pose(
         layers=layers,
         weights=measure_weights(module, chosen, _weight_candidates(module, placement, config), method),
         activations=activations,
-        cost=COSTS[budget.kind],
-        unit=unit_of(budget, layers),
+        budget=budget,
     )
 
 
