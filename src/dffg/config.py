@@ -190,7 +190,7 @@ class Budget:
     """What a network of mixed widths may cost, written size=0.5x, size=2MB, bops=0.25x or bits=4.
 
     kind: size, of the stored weights; bops, bit operations, which are multiplications times the bits of weight and
-    activation; bits, of a weight on average. amount: bytes, bits, or where relative a share of the same network at W8A8.
+    activation; bits, of a weight on average. amount: bytes, bits, or, where relative, a share of W8A8.
     """
 
     kind: str

@@ -91,9 +91,9 @@ def _mixed_rows(mixed: MixedPrecision, layers: tuple[Layer, ...]) -> list[tuple[
     """Which widths there are, and what other budgets would have cost and harmed."""
 
     def describe(point: Allocation) -> str:
-        return f"{replace(mixed.budget, amount=point.cost)}, predicted sensitivity {point.sensitivity:.2g}"
+        return f"{replace(mixed.budget, amount=point.cost)}, sensitivity {point.sensitivity:.2g}"
 
-    frontier = [f"{describe(point)}: weights of {_widths(point.widths.weights.values())}" for point in mixed.frontier]
+    frontier = [f"{describe(point)}: {_widths(point.widths.weights.values())}" for point in mixed.frontier]
     return [
         ("widths", f"weights of {_widths(layer.weight_bits for layer in layers)}"),
         ("", f"inputs of {_widths(layer.activation_bits for layer in layers)}"),
