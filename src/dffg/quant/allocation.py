@@ -115,12 +115,7 @@ def allocate(problem: Problem, limit: float) -> Allocation:
 
     Raises InputError where no widths fit, with the smallest cost that does.
     """
-    smallest = problem.bounds[0] / problem.unit
-    if limit < smallest:
-        least = replace(problem.budget, amount=_rounded_up(smallest))
-        raise InputError(
-            f"no widths fit the budget {replace(problem.budget, amount=limit)}; the smallest possible is {least}."
-        )
+    require_possible(problem, limit)
     program = _Program(problem)
     with _silent_solver():
         solved = optimize.milp(
@@ -132,6 +127,16 @@ def allocate(problem: Problem, limit: float) -> Allocation:
         )
     assert solved.x is not None, solved.message
     return program.read(solved.x)
+
+
+def require_possible(problem: Problem, limit: float) -> None:
+    """Raise InputError where no widths fit, whatever their sensitivities."""
+    smallest = problem.bounds[0] / problem.unit
+    if limit < smallest:
+        least = replace(problem.budget, amount=_rounded_up(smallest))
+        raise InputError(
+            f"no widths fit the budget {replace(problem.budget, amount=limit)}; the smallest possible is {least}."
+        )
 
 
 def frontier(problem: Problem, points: int = _FRONTIER_POINTS) -> tuple[Allocation, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -14,11 +15,11 @@ from dffg.errors import InputError
 from dffg.graph import stored_tensor
 from dffg.images import ImageSpec
 from dffg.quant.affine import QParams
-from dffg.quant.allocation import Allocation, LayerSize, Problem, allocate, frontier
+from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.parameters import LayerParameters, round_layers
 from dffg.quant.placement import Placement
-from dffg.quant.sensitivity import MEASURES, measure_inputs, measure_weights
+from dffg.quant.sensitivity import MEASURES, Candidates, measure_inputs, measure_weights
 from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
 
 
@@ -52,20 +53,26 @@ def pose(
     """
     if not images:
         raise InputError("there are no calibration images; give at least one batch.")
-    budget, method = Budget.parse(str(config.budget)), MEASURES[config.sensitivity]
-    layers = layer_sizes(module, placement)
-    fixed = fixed_widths(module, placement, config)
-    chosen = evenly_chosen(torch.cat(images), config.sensitivity_images)
-    activations = {layer.input: {fixed.activations[layer.input]: 0.0} for layer in layers}
-    if budget.kind == "bops":
-        candidates = _input_candidates(module, placement, images, spec, config)
-        activations = measure_inputs(module, chosen, candidates, _readers(module, placement), method)
-    return Problem(
+    layers, method = layer_sizes(module, placement), MEASURES[config.sensitivity]
+    weights = _weight_candidates(module, placement, config)
+    inputs = _input_candidates(module, placement, images, spec, config)
+    problem = Problem(
         layers=layers,
-        weights=measure_weights(module, chosen, _weight_candidates(module, placement, config), method),
-        activations=activations,
-        budget=budget,
+        weights=_unmeasured(weights),
+        activations=_unmeasured(inputs),
+        budget=Budget.parse(str(config.budget)),
     )
+    # Before the minutes that measuring can take.
+    require_possible(problem, problem.budget.amount)
+    chosen = evenly_chosen(torch.cat(images), config.sensitivity_images)
+    problem = replace(problem, weights=measure_weights(module, chosen, weights, method))
+    if problem.budget.kind != "bops":
+        return problem
+    return replace(problem, activations=measure_inputs(module, chosen, inputs, _readers(module, placement), method))
+
+
+def _unmeasured(candidates: Candidates[Any]) -> Sensitivities:
+    return {name: dict.fromkeys(widths, 0.0) for name, widths in candidates.items()}
 
 
 def fixed_widths(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> BitWidths:
@@ -117,12 +124,14 @@ def _weight_candidates(
 def _input_candidates(
     module: fx.GraphModule, placement: Placement, images: Iterable[Tensor], spec: ImageSpec, config: QuantizationConfig
 ) -> dict[str, dict[int, QParams]]:
+    """Ranges of the inputs of layers at every width they may have: one, unless the budget is bit operations."""
     histograms = observe(module, observed_tensors(placement), images)
     inputs = {input_tensor(layer, placement).name for layer in quantized_layers(module)}
+    is_chosen = Budget.parse(str(config.budget)).kind == "bops"
+    possible = [uniform_widths(module, placement, uniform) for uniform in _uniform(config)]
     found: dict[str, dict[int, QParams]] = {}
-    for uniform in _uniform(config):
-        widths = uniform_widths(module, placement, uniform)
-        for name, qparams in choose_ranges(histograms, placement, spec, widths, uniform).items():
+    for widths in possible if is_chosen else [fixed_widths(module, placement, config)]:
+        for name, qparams in choose_ranges(histograms, placement, spec, widths, config).items():
             if name in inputs:
                 found.setdefault(name, {})[qparams.bits] = qparams
     return found

@@ -26,10 +26,9 @@ class FloatRun:
 
     def __init__(self, module: fx.GraphModule, images: Tensor) -> None:
         self._module = module
-        self.values: dict[fx.Node, Any] = {}
         interpreter = fx.Interpreter(module, garbage_collect_values=False)
         interpreter.run(images)
-        self.values = dict(interpreter.env)
+        self.values: dict[fx.Node, Any] = interpreter.env
         self.output: Tensor = self.values[module.graph.output_node()]
 
     def output_with(self, changed: fx.Node, value: Tensor) -> Tensor:
