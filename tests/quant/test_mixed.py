@@ -10,6 +10,7 @@ from dffg.fold import fold_batch_norms
 from dffg.images import ImageSpec
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare
+from dffg.quant.sensitivity import FloatRun
 from dffg.quant.simulate import simulate
 from tests.networks import NETWORKS, captured, inputs, randomize
 
@@ -117,6 +118,14 @@ def test_calibration_ranges_are_those_of_the_whole_stream():
     assert len(stored) > 2
     for name in stored:
         assert torch.equal(quantized.module.get_buffer(name), uniform.module.get_buffer(name))
+
+
+def test_an_impossible_budget_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.delattr(FloatRun, "__init__")
+    with pytest.raises(InputError, match=r"the smallest possible is size=0\.25\d*x"):
+        mixed("residual", budget="size=0.2x")
+    with pytest.raises(TypeError, match="FloatRun"):
+        mixed("residual", budget="size=0.6x")
 
 
 def test_no_calibration_images_are_an_error():
