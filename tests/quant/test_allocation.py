@@ -1,5 +1,4 @@
 import itertools
-import json
 import random
 import subprocess
 import sys
@@ -150,14 +149,13 @@ def test_a_frontier_without_a_choice_is_one_point():
     assert len(frontier(random_problem(0, "bits=4", weight_bits=(4,), input_bits=(8,)))) == 1
 
 
-def test_the_solver_prints_nothing():
-    """HiGHS writes to the standard output of the process, past Python; these problems make it do so."""
+def test_what_the_solver_prints_is_discarded_and_nothing_else():
+    """HiGHS writes to the standard output of the process, past Python, on some problems; here it does so on all."""
     code = (
-        "import json; from tests.quant.test_allocation import random_problem, allocate\n"
-        "for seed in range(12):\n"
-        "    problem = random_problem(seed, 'bops=0.5x', 50, (2, 3, 4, 5, 6, 8), (2, 3, 4, 5, 6, 8))\n"
-        "    allocate(problem, 0.2)\n"
-        "print(json.dumps('only this'))"
+        "import ctypes; from tests.quant.test_allocation import *; from dffg.quant import allocation\n"
+        "solve = allocation.optimize.milp\n"
+        "allocation.optimize.milp = lambda *a, **k: ctypes.CDLL(None).puts(b'noise') and solve(*a, **k)\n"
+        "print('before'); allocate(random_problem(0, 'bops=0.5x'), 0.4); print('after')"
     )
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert json.loads(ended.stdout) == "only this"
+    assert ended.stdout.split() == ["before", "after"]

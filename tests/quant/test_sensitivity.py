@@ -15,7 +15,7 @@ from dffg.quant.sensitivity import MEASURES, FloatRun, dependents, measure_input
 from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
 from tests.networks import NETWORKS, captured, inputs
 
-NAMES = ["conv", "residual", "inverted-residual", "linear", "shared", "after-pool", "volumes"]
+NAMES = ["conv", "residual", "inverted-residual", "linear", "shared", "after-pool", "volumes", "after-concat"]
 
 
 class Case:

@@ -149,7 +149,7 @@ def frontier(problem: Problem, points: int = _FRONTIER_POINTS) -> tuple[Allocati
     for limit in np.geomspace(low, high, points)[: None if high > low else 1]:
         # The first limit is the smallest cost itself, which a rounding error must not put out of reach.
         candidate = allocate(problem, max(float(limit), low) / problem.unit)
-        if not found or (candidate.cost > found[-1].cost and candidate.sensitivity < found[-1].sensitivity):
+        if not found or candidate.sensitivity < found[-1].sensitivity:
             found.append(candidate)
     return tuple(found)
 
