@@ -1,4 +1,5 @@
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -157,5 +158,6 @@ def test_what_the_solver_prints_is_discarded_and_nothing_else():
         "allocation.optimize.milp = lambda *a, **k: ctypes.CDLL(None).puts(b'noise') and solve(*a, **k)\n"
         "print('before'); allocate(random_problem(0, 'bops=0.5x'), 0.4); print('after')"
     )
-    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=buffered)
     assert ended.stdout.split() == ["before", "after"]

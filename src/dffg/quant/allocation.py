@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -165,7 +164,6 @@ def _silent_solver() -> Iterator[None]:
 
     Known as jump-dev/HiGHS.jl#312. The text may wait in a buffer of C until it is flushed.
     """
-    sys.stdout.flush()
     kept = os.dup(_STDOUT)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), _STDOUT)
