@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dffg.config import GENERATORS, QuantizationConfig, Scheme, SynthesisConfig
+from dffg.config import GENERATORS, Budget, QuantizationConfig, Scheme, SynthesisConfig
 from dffg.errors import InputError
 
 NAN = float("nan")
@@ -178,3 +178,89 @@ def test_what_is_no_scheme_is_refused(text):
 def test_the_outer_layers_have_a_width_that_exists(bits):
     with pytest.raises(InputError, match=f"{bits} bits are not supported"):
         QuantizationConfig(first_last_bits=bits)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount", "relative"),
+    [
+        ("size=0.5x", "size", 0.5, True),
+        ("size=.25X", "size", 0.25, True),
+        ("size=2MB", "size", 2_000_000, False),
+        ("size=1.5kB", "size", 1500, False),
+        ("size=800B", "size", 800, False),
+        (" bops=1x ", "bops", 1.0, True),
+        ("bits=4", "bits", 4.0, False),
+        ("bits=2.75", "bits", 2.75, False),
+    ],
+)
+def test_a_budget_is_read_and_written(text, kind, amount, relative):
+    budget = Budget.parse(text)
+    assert budget == Budget(kind, amount, relative)
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "size",
+        "size=",
+        "size=0.5",
+        "size=2TB",
+        "size=-1x",
+        "bops=5",
+        "bops=5B",
+        "bits=4x",
+        "bits=4B",
+        "speed=2x",
+        "4",
+    ],
+)
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(InputError, match=r"write it like size=0\.5x, size=2MB, bops=0\.25x or bits=4"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("text", ["size=0x", "size=1.1x", "bops=2x", "size=0B", "bits=1.9", "bits=9"])
+def test_a_budget_without_meaning_is_refused(text):
+    with pytest.raises(InputError, match=f"the budget '{text}' is"):
+        Budget.parse(text)
+
+
+def test_a_latency_budget_is_refused_with_the_reason():
+    with pytest.raises(InputError, match="computes all widths from 2 to 8 bits with the same int8 kernels"):
+        QuantizationConfig(bits="mixed", budget="latency=0.5x")
+
+
+def test_mixed_bits_have_candidates_that_a_file_can_hold():
+    size = QuantizationConfig(bits="mixed", budget="size=0.5x")
+    assert (size.candidates, size.activation_bits, size.is_mixed) == ((2, 4, 8), 8, True)
+    assert QuantizationConfig(bits="mixed", budget="bits=4").candidates == (2, 3, 4, 5, 6, 8)
+    assert QuantizationConfig(bits="mixed", budget="bits=4", candidate_bits="8,3,3").candidates == (3, 8)
+    assert QuantizationConfig(**dataclasses.asdict(size)) == size
+
+
+def test_mixed_bits_at_one_width_are_an_ordinary_configuration():
+    mixed = QuantizationConfig(bits="mixed", budget="size=0.5x", first_last_bits=7, activation_ranges="minmax")
+    assert mixed.at(3, 6) == QuantizationConfig(bits="W3A6", first_last_bits=7, activation_ranges="minmax")
+    assert (mixed.label, mixed.at(3, 6).label) == ("mixed bits (size=0.5x, A8)", "W3A6")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": "mixed"}, "bits mixed needs a budget"),
+        ({"bits": "mixed", "budget": "all"}, "cannot read the budget 'all'"),
+        ({"bits": "mixed", "budget": "bits=4", "candidate_bits": "2;4"}, "cannot read candidate_bits '2;4'"),
+        ({"bits": "mixed", "budget": "bits=4", "candidate_bits": "4,9"}, "9 bits are not supported"),
+        ({"bits": "mixed", "budget": "bits=4", "activation_bits": 1}, "1 bits are not supported"),
+        ({"bits": "mixed", "budget": "bits=4", "sensitivity": "guess"}, "choose one of kl, sqnr"),
+        ({"bits": "mixed", "budget": "bits=4", "sensitivity_images": 0}, "sensitivity_images is 0"),
+        ({"budget": "bits=4"}, "budget is given, and bits is W8A8"),
+        ({"activation_bits": 4}, "activation_bits is given"),
+        ({"candidate_bits": "2,4"}, "candidate_bits is given"),
+    ],
+)
+def test_impossible_mixed_bits_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        QuantizationConfig(**options)

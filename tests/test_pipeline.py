@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import socket
 import statistics
 from pathlib import Path
@@ -145,6 +146,28 @@ def test_four_bits_with_outer_layers_of_eight_are_written_and_verified(digits: D
     widths = [(layer.weight_bits, layer.activation_bits) for layer in result.layers]
     assert widths == [(8, 8), *[(4, 4)] * (len(widths) - 2), (8, 8)]
     assert result.kernels.float == 0
+
+
+@pytest.mark.parametrize("budget", ["size=0.45x", "bops=0.2x"])
+def test_mixed_bits_are_written_and_verified_within_the_budget(digits: Digits, tmp_path: Path, budget: str) -> None:
+    mixed = QuantizationConfig(bits="mixed", budget=budget)
+    result = quantize(digits.model, tmp_path / "out", spec=SPEC, synthesis=QUICK, quantization=mixed)
+    assert result.verified
+    assert result.kernels.float == 0
+    assert len({layer.weight_bits for layer in result.layers}) > 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    limit = float(budget.partition("=")[2].rstrip("x"))
+    assert report["scheme"] == f"mixed bits ({budget}, A8)"
+    assert 0 < report["mixed"]["chosen"]["cost"] <= limit
+    costs = [point["cost"] for point in report["mixed"]["frontier"]]
+    assert costs == sorted(costs)
+    assert sorted(report["mixed"]["widths"]["weights"].values()) == sorted(layer.weight_bits for layer in result.layers)
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    names = {name: f"{name}_weight" for name in report["mixed"]["widths"]["weights"]}
+    stored = sum(len(entry.raw_data) for entry in model.graph.initializer if entry.name in names.values())
+    if budget.startswith("size"):
+        weights = sum(math.prod(entry.dims) for entry in model.graph.initializer if entry.name in names.values())
+        assert stored / weights == pytest.approx(report["mixed"]["chosen"]["cost"])
 
 
 def test_a_full_directory_is_refused_and_force_replaces_only_the_result(

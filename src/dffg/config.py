@@ -6,7 +6,7 @@ The command line derives its options from these fields (`help` in the metadata) 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dffg.errors import InputError
@@ -56,6 +56,10 @@ NOISES = ("noise", "uniform", "ones", "sigma-noise")
 _KEEP_SNAPSHOTS = ("adam-snapshots",)
 RANGES = ("minmax", "percentile", "mse", "sigma")
 TARGETS = ("onnxruntime",)
+MIXED = "mixed"
+SENSITIVITIES = ("kl", "sqnr")
+_MIXED_OPTIONS = ("budget", "activation_bits", "candidate_bits")
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = (), flag: str = "") -> Any:
@@ -181,16 +185,71 @@ class Scheme:
         return f"W{self.weight_bits}A{self.activation_bits}"
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a network of mixed widths may cost, written size=0.5x, size=2MB, bops=0.25x or bits=4.
+
+    kind: size, of the stored weights; bops, bit operations, which are multiplications times the bits of weight and
+    activation; bits, of a weight on average. amount: bytes, bits, or, where relative, a share of W8A8.
+    """
+
+    kind: str
+    amount: float
+    relative: bool
+
+    def __str__(self) -> str:
+        """As it is read, with four digits behind the point."""
+        number = f"{round(self.amount, 4):g}"
+        if self.relative:
+            return f"{self.kind}={number}x"
+        return f"size={self.amount:.0f}B" if self.kind == "size" else f"bits={number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read one of the notations above."""
+        kind, _, amount = text.strip().partition("=")
+        _require(
+            kind != "latency",
+            "a latency budget cannot be met by bit widths: ONNX Runtime computes all widths from 2 to 8 bits with the "
+            "same int8 kernels. Give size=, bops= or bits=.",
+        )
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(x|[kMG]?B)?", amount, re.IGNORECASE)
+        number, unit = (float(match[1]), (match[2] or "").upper()) if match else (0.0, "")
+        if kind in ("size", "bops") and unit == "X":
+            _require(0 < number <= 1, f"the budget {text!r} is not above 0 and at most 1x, which is W8A8.")
+            return cls(kind, number, relative=True)
+        if kind == "size" and unit in _BYTES:
+            _require(number > 0, f"the budget {text!r} is nothing; give a size above 0.")
+            return cls(kind, number * _BYTES[unit], relative=False)
+        if kind == "bits" and match and not unit:
+            _require(2 <= number <= 8, f"the budget {text!r} is not from 2 to 8 bits.")
+            return cls(kind, number, relative=False)
+        raise InputError(f"cannot read the budget {text!r}; write it like size=0.5x, size=2MB, bops=0.25x or bits=4.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizationConfig:
     """How ranges are chosen and for which runtime."""
 
-    bits: str = option("W8A8", "Bit widths of weights and activations, 2 to 8.")
+    bits: str = option("W8A8", "Bit widths of weights and activations, 2 to 8; or mixed, chosen to fit --budget.")
     first_last_bits: int | None = option(
         None, "Other width for the first and the last layer's weights and inputs; 8 is common below 8 bits."
     )
     other_bits: int = option(
         8, "Width of activations that no convolution or linear layer reads: operands of sums and of pooling."
+    )
+    budget: str | None = option(
+        None, "For mixed bits: size=0.5x (of the int8 weights), size=2MB, bops=0.25x (of W8A8) or bits=4 (mean weight)."
+    )
+    sensitivity: str = option(
+        "kl", "For mixed bits: what a narrow layer harms, the answer (kl) or its own result (sqnr).", SENSITIVITIES
+    )
+    sensitivity_images: int = option(16, "For mixed bits: calibration images to measure sensitivities on.")
+    activation_bits: int | None = option(
+        None, "For mixed bits: width of the activations that the budget does not choose  [default: 8]"
+    )
+    candidate_bits: str | None = option(
+        None, "For mixed bits: widths to choose from  [default: 2,4,8 for a size, 2,3,4,5,6,8 for others]"
     )
     target: str = option("onnxruntime", "Runtime to write for.", TARGETS)
     activation_ranges: str = option("mse", "How activation ranges are chosen.", RANGES)
@@ -200,15 +259,58 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
-        Scheme.parse(self.bits)
+        _require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
+        if self.is_mixed:
+            self._check_mixed()
+        else:
+            Scheme.parse(self.bits)
+            for name in _MIXED_OPTIONS:
+                _require(getattr(self, name) is None, f"{name} is given, and bits is {self.bits}; it needs bits mixed.")
         for bits in (self.first_last_bits, self.other_bits):
             if bits is not None:
                 Scheme(bits, bits)
 
+    def _check_mixed(self) -> None:
+        if self.budget is None:
+            raise InputError("bits mixed needs a budget; give one like size=0.5x, bops=0.25x or bits=4.")
+        kind = Budget.parse(self.budget).kind
+        if self.activation_bits is None:
+            object.__setattr__(self, "activation_bits", 8)
+        if self.candidate_bits is None:
+            # A file stores weights in 2, 4 or 8 bits.
+            object.__setattr__(self, "candidate_bits", "2,4,8" if kind == "size" else "2,3,4,5,6,8")
+        for bits in (self.activation_bits, *self.candidates):
+            Scheme(bits, bits)  # type: ignore[arg-type]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether every layer has widths of its own."""
+        return self.bits == MIXED
+
     @property
     def scheme(self) -> Scheme:
-        """The bit widths, parsed."""
+        """The bit widths, parsed; mixed bits have none."""
         return Scheme.parse(self.bits)
+
+    @property
+    def label(self) -> str:
+        """The bit widths in words."""
+        return f"mixed bits ({self.budget}, A{self.activation_bits})" if self.is_mixed else str(self.scheme)
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """Widths to choose from where bits are mixed, rising."""
+        text = self.candidate_bits or ""
+        _require(
+            re.fullmatch(r"\d+(,\d+)*", text) is not None,
+            f"cannot read candidate_bits {text!r}; write them like 2,4,8.",
+        )
+        return tuple(sorted(set(map(int, text.split(",")))))
+
+    def at(self, weight_bits: int, activation_bits: int) -> QuantizationConfig:
+        """The same with one width for all weights and one for all activations, outer layers apart."""
+        scheme = Scheme(weight_bits, activation_bits)
+        return replace(self, bits=str(scheme), **dict.fromkeys(_MIXED_OPTIONS))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def quantize(
                 accuracy = _evaluate(written, reference, evaluation)
         result = Result(
             model=name or captured.name,
-            scheme=str(quantization.scheme),
+            scheme=quantization.label,
             target=quantization.target,
             seed=synthesis.seed,
             version=package_version("dffg"),
@@ -105,6 +105,7 @@ def quantize(
             images=images.description,
             synthesis=synthesis if calibration is None else None,
             quantization=quantization,
+            mixed=quantized.mixed,
             seconds=clock.seconds(),
             peak_memory_bytes=peak_memory_bytes(),
             accuracy=accuracy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
 from dffg.quant.simulate import Quantized, simulate, weight_name
+from dffg.quant.widths import stored_bits
 from tests.export import MIDDLES, SHAPE, SPEC
 from tests.networks import inputs, randomize
 
@@ -38,8 +40,11 @@ def test_every_width_runs_in_integers_and_computes_what_was_simulated(
     path = tmp_path / "packed.onnx"
     quantized, model = written(path, f"W{weight_bits}A{activation_bits}")
     kinds = {entry.name: entry.data_type for entry in model.graph.initializer}
+    raw = {entry.name: len(entry.raw_data) for entry in model.graph.initializer}
     for layer in quantized.layers:
-        assert kinds[weight_name(layer.node)] == STORED[weight_bits]
+        name = weight_name(layer.node)
+        assert kinds[name] == STORED[weight_bits]
+        assert raw[name] == math.ceil(quantized.module.get_buffer(name).numel() * stored_bits(weight_bits) / 8)
     assert count_kernels(path).float == 0
     match = match_simulation(quantized, path, inputs(SHAPE, 8))
     assert match.holds

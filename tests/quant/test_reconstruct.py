@@ -6,7 +6,13 @@ import torch
 from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig
 from dffg.quant.affine import dequantize
 from dffg.quant.blocks import find_blocks
-from dffg.quant.finetune import finetune
+from dffg.quant.finetune import (
+    answer_divergence,
+    feature_error,
+    finetune,
+    relative_hardness,
+    with_boundary_samples,
+)
 from dffg.quant.parameters import Parameters
 from dffg.quant.reconstruct import reconstruct
 from dffg.quant.simulate import insert
@@ -108,3 +114,36 @@ def test_finetuning_helps_on_other_images():
         assert low <= int(layer.levels.min())
         assert int(layer.levels.max()) <= high
         assert torch.isfinite(dequantize(layer.levels, layer.qparams)).all()
+
+
+def test_the_divergence_is_zero_for_the_same_answer_and_that_of_scipy_for_another():
+    from scipy.special import rel_entr, softmax
+
+    expected, answer = (torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert torch.allclose(answer_divergence(expected, expected), torch.zeros(6), atol=1e-6)
+    oracle = rel_entr(softmax(expected.numpy(), 1), softmax(answer.numpy(), 1)).sum(1)
+    torch.testing.assert_close(answer_divergence(expected, answer), torch.from_numpy(oracle))
+
+
+def test_the_feature_error_is_relative_and_averaged_over_blocks():
+    expected = (torch.full((2, 3), 2.0), torch.full((2, 3), 10.0))
+    answer = (torch.full((2, 3), 3.0), torch.full((2, 3), 10.0))
+    assert float(feature_error(expected, answer)) == pytest.approx((1 / 4 + 0) / 2)
+
+
+def test_hard_examples_count_up_to_four_times():
+    weights = relative_hardness(torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 26.0]))
+    torch.testing.assert_close(weights, torch.tensor([0.0, 0.2, 0.2, 0.2, 0.2, 4.0]))
+
+
+def test_boundary_samples_lie_between_two_images_and_the_rest_is_untouched():
+    torch.manual_seed(0)
+    batch = torch.eye(8)
+    mixed = with_boundary_samples(batch, 0.5)
+    assert torch.equal(mixed[4:], batch[4:])
+    torch.testing.assert_close(mixed.sum(1), torch.ones(8))
+    for image in mixed[:4]:
+        assert int((image > 0).sum()) in (1, 2)
+        assert all(0.29 < value < 0.71 or value in (0.0, 1.0) for value in image.tolist())
+    assert not torch.equal(mixed[:4], batch[:4])
+    assert with_boundary_samples(batch, 0.0) is batch

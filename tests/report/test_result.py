@@ -6,11 +6,14 @@ import math
 
 import pytest
 
-from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.config import Budget, QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.onnxruntime import Kernels
 from dffg.export.verification import SimulationMatch
 from dffg.images import ImageSpec
+from dffg.quant.allocation import Allocation
+from dffg.quant.mixed import MixedPrecision
+from dffg.quant.widths import BitWidths
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
 from dffg.report.terminal import describe_accuracy, render
@@ -221,6 +224,38 @@ def test_table_without_accuracy_does_not_mention_it():
 def test_the_noisiest_layers_are_shown():
     layers = tuple(Layer(name=f"layer{i}", weight_bits=8, activation_bits=8, sqnr_db=50.0 - i) for i in range(5))
     assert "layer4 46.0 dB, layer3 47.0 dB, layer2 48.0 dB" in printed(dataclasses.replace(RESULT, layers=layers))
+
+
+def test_mixed_widths_are_counted_and_the_frontier_is_printed_in_the_notation_of_the_budget():
+    def point(cost, sensitivity, **bits):
+        return Allocation(cost=cost, sensitivity=sensitivity, widths=BitWidths(weights=bits, activations={}))
+
+    mixed = MixedPrecision(
+        budget=Budget.parse("size=0.5x"),
+        widths=BitWidths(weights={"a": 4, "b": 4, "c": 8}, activations={"x": 6}),
+        chosen=point(0.4567, 0.0123, a=4, b=4, c=8),
+        frontier=(point(0.25, 1.5, a=2, b=2, c=2), point(1.0, 0.001, a=8, b=8, c=8)),
+    )
+    layers = tuple(
+        Layer(name=name, weight_bits=bits, activation_bits=6, sqnr_db=20.0)
+        for name, bits in mixed.widths.weights.items()
+    )
+    text = printed(dataclasses.replace(RESULT, mixed=mixed, layers=layers))
+    for expected in (
+        "weights of 4 bits in 2, 8 bits in 1",
+        "inputs of 6 bits in 3",
+        "size=0.4567x, sensitivity 0.012",
+        "size=0.25x, sensitivity 1.5: 2 bits in 3",
+        "size=1x, sensitivity 0.001: 8 bits in 3",
+    ):
+        assert expected in text
+    assert "frontier" not in printed(RESULT)
+    plain = json.loads(dataclasses.replace(RESULT, mixed=mixed).to_json())["mixed"]
+    assert plain["frontier"][1] == {
+        "cost": 1.0,
+        "sensitivity": 0.001,
+        "widths": {"weights": {"a": 8, "b": 8, "c": 8}, "activations": {}},
+    }
 
 
 def test_names_in_brackets_are_printed_as_they_are():

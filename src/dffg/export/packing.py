@@ -8,13 +8,11 @@ import ml_dtypes
 import numpy as np
 import onnx_ir
 
+from dffg.quant.widths import stored_bits
+
 INT2_OPSET, INT2_IR_VERSION = 25, 13
-# The narrowest type of the format that holds so many bits; wider integers stay in 8.
-_PACKED = (
-    (2, onnx_ir.DataType.INT2, ml_dtypes.int2),
-    (4, onnx_ir.DataType.INT4, ml_dtypes.int4),
-)
-MOST_PACKED_BITS = _PACKED[-1][0]
+_PACKED = {2: (onnx_ir.DataType.INT2, ml_dtypes.int2), 4: (onnx_ir.DataType.INT4, ml_dtypes.int4)}
+MOST_PACKED_BITS = max(_PACKED)
 
 
 def pack_weights(model: onnx_ir.Model, bits: Mapping[str, int]) -> None:
@@ -24,11 +22,11 @@ def pack_weights(model: onnx_ir.Model, bits: Mapping[str, int]) -> None:
     without it, it unpacks to float and convolves in float, eight times slower.
     """
     for name, width in bits.items():
-        packed = next((entry for entry in _PACKED if width <= entry[0]), None)
+        packed = _PACKED.get(stored_bits(width))
         initializer = model.graph.initializers.get(name)
         # The exporter merges equal tensors: one that is missing is stored under another name.
         if packed is not None and initializer is not None:
-            _pack(model, initializer, packed[1], packed[2])
+            _pack(model, initializer, *packed)
 
 
 def _pack(model: onnx_ir.Model, value: onnx_ir.Value, dtype: onnx_ir.DataType, numpy_type: type) -> None:

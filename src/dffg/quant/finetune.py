@@ -1,4 +1,4 @@
-"""Train the whole quantized network on images, with the float network as the teacher."""
+"""Train the whole quantized network on images, with the float network as its teacher."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from dffg.config import FinetuneConfig
+from dffg.graph import with_output
 from dffg.quant.blocks import find_blocks
-from dffg.quant.learned import LearnedNetwork, Rates, learning_optimizer, where_rounded
+from dffg.quant.learned import LearnedNetwork, Rates, laid_out, learning_optimizer, where_rounded
 from dffg.quant.parameters import Parameters
+
+_HARDEST = 4.0
+_NEAREST_MIX = 0.3
 
 
 def finetune(
@@ -21,53 +25,66 @@ def finetune(
     config: FinetuneConfig,
     progress: Callable[[int, float], None] | None = None,
 ) -> Parameters:
-    """Learn weights, scales and biases end to end from the answers of the float network, which is never changed."""
+    """Learn weights, scales and biases end to end from the answers of the float network, which is never changed.
+
+        minimise  KL(softmax(teacher) || softmax(student)) + features * mean over blocks |student - teacher|^2 /
+                                                                                         |teacher|^2
+
+    Distillation (Hinton et al., 2015) with the results of all blocks as hints; roundings pass their gradient through.
+    Images on which the student was far off are drawn more often (hard samples), and a share of every batch lies between
+    two images, where classes meet (boundary samples; Qimera, Choi et al., NeurIPS 2021, mixes latents of a generator).
+    images: (count, *shape) network inputs. progress: told the step and its loss.
+    """
     torch.manual_seed(config.seed)
+    images = laid_out(images)
     network = LearnedNetwork(float_module, parameters, where_rounded)
-    names = [block.output for block in find_blocks(float_module)]
-    student, teacher = network.watched(names), _watched(float_module, names)
-    images = images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+    blocks = [block.output for block in find_blocks(float_module)]
+    nodes = {node.name: node for node in float_module.graph.nodes}
+    student, teacher = network.watched(blocks), with_output(float_module, [nodes[name] for name in blocks])
     rates = Rates(weight=config.weight_rate, scale=config.scale_rate, bias=config.bias_rate)
-    optimizer = learning_optimizer(network.module, rates)
+    optimizer = learning_optimizer(student, rates)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     hardness = torch.ones(len(images))
-    for iteration in range(config.iterations):
-        chosen = torch.multinomial(hardness, config.batch_size)
-        batch = images[chosen]
-        batch = _with_boundary(batch, config.boundary)
+    for step in range(config.iterations):
+        chosen = torch.multinomial(hardness, min(config.batch_size, len(images)))
+        batch = with_boundary_samples(images[chosen], config.boundary)
         with torch.no_grad():
             expected = teacher(batch)
         answer = student(batch)
-        divergence = F.kl_div(
-            F.log_softmax(answer[-1], 1), F.log_softmax(expected[-1], 1), log_target=True, reduction="none"
-        ).sum(1)
-        features = torch.stack([(a - e).square().mean() / e.square().mean() for a, e in zip(answer, expected)]).mean()
-        loss = divergence.mean() + config.features * features
+        divergence = answer_divergence(expected[-1], answer[-1])
+        loss = divergence.mean() + config.features * feature_error(expected, answer)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        if config.hard:
-            hardness[chosen] = (1 - config.hard) + config.hard * (
-                divergence.detach() / divergence.detach().mean().clamp(min=1e-12)
-            ).clamp(max=4)
+        hardness[chosen] = 1 - config.hard + config.hard * relative_hardness(divergence.detach())
         if progress is not None:
-            progress(iteration, float(loss))
+            progress(step, float(loss.detach()))
     return network.parameters()
 
 
-def _with_boundary(batch: Tensor, share: float) -> Tensor:
+def answer_divergence(expected: Tensor, answer: Tensor) -> Tensor:
+    """KL(softmax(expected) || softmax(answer)) of every example: (batch, classes) -> (batch,)."""
+    log_p, log_q = F.log_softmax(expected.flatten(1), 1), F.log_softmax(answer.flatten(1), 1)
+    return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
+
+
+def feature_error(expected: tuple[Tensor, ...], answer: tuple[Tensor, ...]) -> Tensor:
+    """Mean over blocks of the squared error relative to the float result."""
+    errors = [(a - e).square().mean() / e.square().mean() for e, a in zip(expected, answer)]
+    return torch.stack(errors).mean()
+
+
+def relative_hardness(divergence: Tensor) -> Tensor:
+    """How far off every example is beside the mean of its batch, at most 4 times."""
+    return (divergence / divergence.mean().clamp(min=1e-12)).clamp(max=_HARDEST)
+
+
+def with_boundary_samples(batch: Tensor, share: float) -> Tensor:
+    """Replace this share of a batch by mixtures of two of its images, with 0.3 to 0.7 of either."""
     count = int(share * len(batch))
     if not count:
         return batch
-    mixed = batch.clone()
-    weight = 0.3 + 0.4 * torch.rand(count, *[1] * (batch.dim() - 1))
-    mixed[:count] = weight * batch[:count] + (1 - weight) * batch[torch.randperm(len(batch))[:count]]
-    return mixed
-
-
-def _watched(module, names):
-    from dffg.graph import with_output
-
-    nodes = {node.name: node for node in module.graph.nodes}
-    return with_output(module, [nodes[n] for n in names])
+    amount = _NEAREST_MIX + (1 - 2 * _NEAREST_MIX) * torch.rand(count, *[1] * (batch.dim() - 1))
+    other = batch[torch.randperm(len(batch))[:count]]
+    return torch.cat([torch.lerp(batch[:count], other, amount), batch[count:]])

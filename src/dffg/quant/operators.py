@@ -44,7 +44,8 @@ def _remember_shape(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 
 def _spread_over_pool(ctx: Any, gradient: Tensor) -> Tensor:
-    return gradient.expand(ctx.shape) / math.prod(ctx.shape[2:])
+    shape: torch.Size = ctx.shape
+    return gradient.expand(shape) / math.prod(shape[2:])
 
 
 torch.library.register_autograd(

@@ -11,7 +11,15 @@ from torch import Tensor, fx
 
 from dffg.config import ReconstructionConfig
 from dffg.quant.blocks import Block, find_blocks
-from dffg.quant.learned import LearnedNetwork, Rates, between, learning_optimizer, random_mask, where_weight_is
+from dffg.quant.learned import (
+    LearnedNetwork,
+    Rates,
+    between,
+    laid_out,
+    learning_optimizer,
+    random_mask,
+    where_weight_is,
+)
 from dffg.quant.parameters import Parameters
 
 _BATCH = 64
@@ -45,7 +53,7 @@ def reconstruct(
     """
     torch.manual_seed(config.seed)
     network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop)
-    images = _laid_out(images)
+    images = laid_out(images)
     blocks = find_blocks(float_module)
     with torch.no_grad():
         exact, quantized = images, network.quantized(blocks[0].input, images)
@@ -94,7 +102,3 @@ def _run(module: fx.GraphModule, inputs: Tensor) -> Tensor:
 
 def _error(answer: Tensor, target: Tensor) -> float:
     return float((answer - target).square().sum() / target.square().sum())
-
-
-def _laid_out(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -14,6 +14,7 @@ from dffg.fold import fold_batch_norms
 from dffg.graph import add_tensor, copy_module, layer_name
 from dffg.quant.affine import QParams, bias_qparams, quantize, weight_qparams, widen_for_bias
 from dffg.quant.calibrate import calibrate
+from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
 from dffg.quant.placement import integer_inputs, place, prepare
@@ -48,7 +49,8 @@ class Quantized:
     """A network with integers in it, executable in torch; `module` holds exactly what is exported.
 
     float_module: the same network, folded, in float, with the same node names. tensors: in order of execution, one for
-    every QUANTIZE call of `module`. float_operations: what is computed in float.
+    every QUANTIZE call of `module`. float_operations: what is computed in float. scheme: None where bits are mixed, and
+    `mixed` says how they were chosen.
     """
 
     module: fx.GraphModule
@@ -56,23 +58,31 @@ class Quantized:
     tensors: tuple[QuantizedTensor, ...]
     layers: tuple[QuantizedLayer, ...]
     float_operations: tuple[str, ...]
-    scheme: Scheme
+    scheme: Scheme | None
+    mixed: MixedPrecision | None = None
 
 
 def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig | None = None) -> Quantized:
-    """Fold, calibrate with `images` (batches of network inputs) and quantize."""
+    """Fold, calibrate with `images` (batches of network inputs) and quantize.
+
+    Where bits are mixed, the images are read more than once and held in memory.
+    """
     config = config or QuantizationConfig()
     float_module = prepare(fold_batch_norms(captured))
     placement = place(float_module)
-    widths = uniform_widths(float_module, placement, config)
+    mixed = None
+    if config.is_mixed:
+        images = list(images)
+        mixed = choose_widths(float_module, placement, images, captured.spec, config)
+    widths = uniform_widths(float_module, placement, config) if mixed is None else mixed.widths
     parameters = Parameters(
         activations=calibrate(float_module, placement, images, captured.spec, widths, config),
         layers=round_layers(float_module, widths, config),
     )
-    return insert(float_module, parameters, config.scheme)
+    return replace(insert(float_module, parameters, None if mixed else config.scheme), mixed=mixed)
 
 
-def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme) -> Quantized:
+def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme | None) -> Quantized:
     """Write scales, zero points and integer weights into a copy of the graph."""
     module = copy_module(float_module)
     placement = place(module)

@@ -10,6 +10,8 @@ from dffg.config import QuantizationConfig
 from dffg.graph import WEIGHTED, calls
 from dffg.quant.placement import Placement, before_padding, integer_inputs
 
+_STORED_BITS = (2, 4, 8)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BitWidths:
@@ -17,6 +19,11 @@ class BitWidths:
 
     weights: dict[str, int]
     activations: dict[str, int]
+
+
+def stored_bits(bits: int) -> int:
+    """Bits that a weight of this width takes in a file: the narrowest type of ONNX that holds it."""
+    return next(stored for stored in _STORED_BITS if bits <= stored)
 
 
 def quantized_layers(module: fx.GraphModule) -> list[fx.Node]:

@@ -14,6 +14,7 @@ from dffg.evaluation.metrics import Accuracy
 from dffg.export.onnxruntime import Kernels
 from dffg.export.verification import SimulationMatch
 from dffg.images import ImageSpec
+from dffg.quant.mixed import MixedPrecision
 from dffg.report.environment import Environment
 
 SCHEMA_VERSION = 1
@@ -80,7 +81,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Everything a run found. `problems` says in words what a user must know before using the file."""
+    """Everything a run found. `problems` says in words what a user must know before using the file.
+
+    mixed: how the widths were chosen, where they were.
+    """
 
     model: str
     scheme: str
@@ -107,6 +111,7 @@ class Result:
     problems: tuple[str, ...]
     files: dict[str, str]
     path: str
+    mixed: MixedPrecision | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
@@ -9,7 +13,9 @@ from rich.text import Text
 
 from dffg.evaluation.metrics import Accuracy
 from dffg.inspection import Inspection
-from dffg.report.result import Images, Result
+from dffg.quant.allocation import Allocation
+from dffg.quant.mixed import MixedPrecision
+from dffg.report.result import Images, Layer, Result
 
 
 def render(result: Result) -> RenderableType:
@@ -64,6 +70,8 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     if result.accuracy is not None:
         rows.append(("accuracy", describe_accuracy(result.accuracy)))
     weakest = sorted(result.layers, key=lambda layer: layer.sqnr_db)[:3]
+    if result.mixed is not None:
+        rows += _mixed_rows(result.mixed, result.layers)
     rows.append(("noisiest layers", ", ".join(f"{layer.name} {layer.sqnr_db:.1f} dB" for layer in weakest)))
     seconds = result.seconds
     rows.append(
@@ -77,6 +85,26 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         rows.append(("peak memory", decimal(result.peak_memory_bytes)))
     rows.append(("written to", result.path))
     return rows
+
+
+def _mixed_rows(mixed: MixedPrecision, layers: tuple[Layer, ...]) -> list[tuple[str, str]]:
+    """Which widths there are, and what other budgets would have cost and harmed."""
+
+    def describe(point: Allocation) -> str:
+        return f"{replace(mixed.budget, amount=point.cost)}, sensitivity {point.sensitivity:.2g}"
+
+    frontier = [f"{describe(point)}: {_widths(point.widths.weights.values())}" for point in mixed.frontier]
+    return [
+        ("widths", f"weights of {_widths(layer.weight_bits for layer in layers)}"),
+        ("", f"inputs of {_widths(layer.activation_bits for layer in layers)}"),
+        ("chosen", describe(mixed.chosen)),
+        *zip(["frontier", *[""] * (len(frontier) - 1)], frontier),
+    ]
+
+
+def _widths(bits: Iterable[int]) -> str:
+    """How many layers have which width."""
+    return ", ".join(f"{width} bits in {count}" for width, count in sorted(Counter(bits).items()))
 
 
 def render_inspection(found: Inspection) -> RenderableType:

@@ -1,0 +1,142 @@
+"""Widths of their own for every layer: what narrow layers harm, and which choice fits the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dffg.config import Budget, QuantizationConfig
+from dffg.errors import InputError
+from dffg.graph import stored_tensor
+from dffg.images import ImageSpec
+from dffg.quant.affine import QParams
+from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
+from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
+from dffg.quant.parameters import LayerParameters, round_layers
+from dffg.quant.placement import Placement
+from dffg.quant.sensitivity import MEASURES, Candidates, measure_inputs, measure_weights
+from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision:
+    """Widths of everything, the choice behind them, and the best choices within other budgets of the same kind."""
+
+    budget: Budget
+    widths: BitWidths
+    chosen: Allocation
+    frontier: tuple[Allocation, ...]
+
+
+def choose_widths(
+    module: fx.GraphModule, placement: Placement, images: list[Tensor], spec: ImageSpec, config: QuantizationConfig
+) -> MixedPrecision:
+    """The widths that fit `config.budget` with the least sensitivity. images: all calibration batches."""
+    problem = pose(module, placement, images, spec, config)
+    chosen, fixed = allocate(problem, problem.budget.amount), fixed_widths(module, placement, config)
+    widths = BitWidths(weights=chosen.widths.weights, activations={**fixed.activations, **chosen.widths.activations})
+    return MixedPrecision(budget=problem.budget, widths=widths, chosen=chosen, frontier=frontier(problem))
+
+
+def pose(
+    module: fx.GraphModule, placement: Placement, images: list[Tensor], spec: ImageSpec, config: QuantizationConfig
+) -> Problem:
+    """Measure every candidate, on an even choice of the images.
+
+    Inputs of layers are chosen with the weights where the budget is bit operations, and have `config.activation_bits`
+    for others. Candidates are rounded to the nearest integer and have ranges as in calibration.
+    """
+    if not images:
+        raise InputError("there are no calibration images; give at least one batch.")
+    layers, method = layer_sizes(module, placement), MEASURES[config.sensitivity]
+    weights = _weight_candidates(module, placement, config)
+    inputs = _input_candidates(module, placement, images, spec, config)
+    problem = Problem(
+        layers=layers,
+        weights=_unmeasured(weights),
+        activations=_unmeasured(inputs),
+        budget=Budget.parse(str(config.budget)),
+    )
+    # Before the minutes that measuring can take.
+    require_possible(problem, problem.budget.amount)
+    chosen = evenly_chosen(torch.cat(images), config.sensitivity_images)
+    problem = replace(problem, weights=measure_weights(module, chosen, weights, method))
+    if problem.budget.kind != "bops":
+        return problem
+    return replace(problem, activations=measure_inputs(module, chosen, inputs, _readers(module, placement), method))
+
+
+def _unmeasured(candidates: Candidates[Any]) -> Sensitivities:
+    return {name: dict.fromkeys(widths, 0.0) for name, widths in candidates.items()}
+
+
+def fixed_widths(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> BitWidths:
+    """Widths where nothing is chosen."""
+    assert config.activation_bits is not None
+    return uniform_widths(module, placement, config.at(config.candidates[-1], config.activation_bits))
+
+
+def layer_sizes(module: fx.GraphModule, placement: Placement) -> tuple[LayerSize, ...]:
+    """Every quantized layer with its weights and its MACs: each weight is used once per position of the result."""
+    return tuple(_layer_size(module, layer, placement) for layer in quantized_layers(module))
+
+
+def _layer_size(module: fx.GraphModule, layer: fx.Node, placement: Placement) -> LayerSize:
+    weight = stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
+    positions = math.prod(layer.meta["val"].shape[1:]) // len(weight)
+    return LayerSize(
+        weight=layer.name,
+        input=input_tensor(layer, placement).name,
+        parameters=weight.numel(),
+        macs=weight.numel() * positions,
+    )
+
+
+def evenly_chosen(images: Tensor, count: int) -> Tensor:
+    """At most `count` of the images, from all parts of the stream."""
+    count = min(count, len(images))
+    return images[torch.arange(count) * len(images) // count]
+
+
+def _readers(module: fx.GraphModule, placement: Placement) -> dict[str, list[fx.Node]]:
+    readers: dict[str, list[fx.Node]] = {}
+    for layer in quantized_layers(module):
+        readers.setdefault(input_tensor(layer, placement).name, []).append(layer)
+    return readers
+
+
+def _weight_candidates(
+    module: fx.GraphModule, placement: Placement, config: QuantizationConfig
+) -> dict[str, dict[int, LayerParameters]]:
+    found: dict[str, dict[int, LayerParameters]] = {}
+    for uniform in _uniform(config):
+        widths = uniform_widths(module, placement, uniform)
+        for name, layer in round_layers(module, widths, uniform).items():
+            found.setdefault(name, {})[layer.qparams.bits] = layer
+    return found
+
+
+def _input_candidates(
+    module: fx.GraphModule, placement: Placement, images: Iterable[Tensor], spec: ImageSpec, config: QuantizationConfig
+) -> dict[str, dict[int, QParams]]:
+    """Ranges of the inputs of layers at every width they may have: one, unless the budget is bit operations."""
+    histograms = observe(module, observed_tensors(placement), images)
+    inputs = {input_tensor(layer, placement).name for layer in quantized_layers(module)}
+    is_chosen = Budget.parse(str(config.budget)).kind == "bops"
+    possible = [uniform_widths(module, placement, uniform) for uniform in _uniform(config)]
+    found: dict[str, dict[int, QParams]] = {}
+    for widths in possible if is_chosen else [fixed_widths(module, placement, config)]:
+        for name, qparams in choose_ranges(histograms, placement, spec, widths, config).items():
+            if name in inputs:
+                found.setdefault(name, {})[qparams.bits] = qparams
+    return found
+
+
+def _uniform(config: QuantizationConfig) -> list[QuantizationConfig]:
+    """One configuration for each candidate; where an outer layer has a width that is given, it is that in all."""
+    return [config.at(bits, bits) for bits in config.candidates]
