@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dffg import config
 from dffg.config import RANGES, QuantizationConfig
 from dffg.errors import InputError
 from dffg.quant.ranges import (
@@ -94,7 +95,7 @@ def test_values_that_are_no_numbers_are_refused_and_do_not_hang(value):
 
 def test_the_options_offer_exactly_the_functions_that_exist():
     assert tuple(ACTIVATION_RANGES) == RANGES
-    assert tuple(WEIGHT_RANGES) == ("minmax", "mse")
+    assert tuple(WEIGHT_RANGES) == config.WEIGHT_RANGES
 
 
 def test_minmax_is_everything_that_was_seen():
@@ -184,7 +185,7 @@ def test_sigma_ends_at_what_was_seen_where_levels_are_few():
 def test_minmax_weight_scale_puts_the_largest_weight_on_the_largest_integer(bits):
     weight = torch.tensor([[1.0, -4.0], [0.25, 0.5]]).reshape(2, 2, 1, 1)
     quant_max = 2 ** (bits - 1) - 1
-    assert minmax_weight_scale(weight, bits).tolist() == pytest.approx([4 / quant_max, 0.5 / quant_max])
+    assert minmax_weight_scale(weight, bits, CONFIG).tolist() == pytest.approx([4 / quant_max, 0.5 / quant_max])
 
 
 def weight_error(row, scale, bits):
@@ -196,8 +197,8 @@ def weight_error(row, scale, bits):
 def test_mse_weight_scale_is_the_best_of_a_brute_force_search_for_every_channel(bits):
     weight = randn(6, 5, 3, 3) * torch.tensor([1e-3, 0.1, 1.0, 5.0, 1.0, 1.0]).reshape(-1, 1, 1, 1)
     weight[4, 0, 0, 0] = 30.0
-    scales = mse_weight_scale(weight, bits).double().numpy()
-    widest = minmax_weight_scale(weight, bits).double().numpy()
+    scales = mse_weight_scale(weight, bits, CONFIG).double().numpy()
+    widest = minmax_weight_scale(weight, bits, CONFIG).double().numpy()
     for row, scale, top in zip(weight.double().flatten(1).numpy(), scales, widest):
         best = min(weight_error(row, top * s, bits) for s in np.linspace(0.2, 1, 100))
         assert weight_error(row, scale, bits) <= 1.001 * best
@@ -207,12 +208,12 @@ def test_mse_weight_scale_is_the_best_of_a_brute_force_search_for_every_channel(
 
 def test_channels_do_not_share_their_scale():
     weight = randn(3, 8)
-    together = mse_weight_scale(weight, 4)
-    assert torch.allclose(together, torch.cat([mse_weight_scale(weight[i : i + 1], 4) for i in range(3)]))
+    together = mse_weight_scale(weight, 4, CONFIG)
+    assert torch.allclose(together, torch.cat([mse_weight_scale(weight[i : i + 1], 4, CONFIG) for i in range(3)]))
 
 
 @pytest.mark.parametrize("choose", WEIGHT_RANGES.values(), ids=WEIGHT_RANGES)
 def test_zero_weights_give_no_nan(choose):
-    scale = choose(torch.zeros(2, 3), 8)
+    scale = choose(torch.zeros(2, 3), 8, CONFIG)
     assert torch.isfinite(scale).all()
     assert (scale < 1e-20).all()

@@ -10,10 +10,13 @@ from torch import Tensor, fx
 
 from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
-from dffg.fold import fold_batch_norms
+from dffg.fold import fold_with_records
 from dffg.graph import add_tensor, copy_module, layer_name
 from dffg.quant.affine import QParams, bias_qparams, quantize, weight_qparams, widen_for_bias
+from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.calibrate import calibrate
+from dffg.quant.equalize import absorb_biases, equalize, rescale_moments
+from dffg.quant.moments import Moments, batch_norm_moments
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
 from dffg.quant.placement import integer_inputs, place, prepare
@@ -60,16 +63,36 @@ class Quantized:
 
 
 def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig | None = None) -> Quantized:
-    """Fold, calibrate with `images` (batches of network inputs) and quantize."""
+    """Fold, equalize, calibrate with `images` (batches of network inputs), round and correct the biases.
+
+    The images are read once; empirical bias correction alone keeps them all in memory.
+    """
     config = config or QuantizationConfig()
-    float_module = prepare(fold_batch_norms(captured))
+    float_module, moments = prepare_float(captured, config)
+    if config.bias_correction == "empirical":
+        images = list(images)
     placement = place(float_module)
     widths = uniform_widths(float_module, placement, config)
     parameters = Parameters(
         activations=calibrate(float_module, placement, images, captured.spec, widths, config),
         layers=round_layers(float_module, widths, config),
     )
+    if config.bias_correction == "analytic":
+        parameters = correct_biases(parameters, expected_errors(float_module, parameters, moments))
+    if config.bias_correction == "empirical":
+        rounded = insert(float_module, parameters, config.scheme).module
+        parameters = correct_biases(parameters, measured_errors(float_module, rounded, parameters, images))
     return insert(float_module, parameters, config.scheme)
+
+
+def prepare_float(captured: Captured, config: QuantizationConfig) -> tuple[fx.GraphModule, dict[str, Moments]]:
+    """The folded float network that is quantized, and what BatchNorm says of its layers' results."""
+    folded, records = fold_with_records(captured)
+    module, moments = prepare(folded), batch_norm_moments(records)
+    if config.equalize:
+        module, scales = equalize(module)
+        moments = rescale_moments(moments, scales)
+    return absorb_biases(module, moments) if config.absorb_biases else (module, moments)
 
 
 def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme) -> Quantized:
@@ -152,7 +175,9 @@ def _write_layer(module: fx.GraphModule, node: fx.Node, layer: LayerParameters, 
         scale = widen_for_bias(qparams.scale, input_scale, layer.bias)
         levels = torch.where(_per_channel(scale > qparams.scale, levels), _rescaled(layer, scale), levels)
         qparams = weight_qparams(scale, qparams.bits)
-    arguments = [node.args[0], _store(module, weight_name(node.name), levels, qparams, node), *node.args[2:]]
+    weight = _store(module, weight_name(node.name), levels, qparams, node)
+    # Correction may have given a bias to a layer that had none.
+    arguments = [node.args[0], weight, None, *node.args[3:]]
     if layer.bias is not None:
         bias_parameters = bias_qparams(input_scale, qparams.scale)
         # int32 holds more digits than float32.
