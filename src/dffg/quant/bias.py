@@ -1,7 +1,15 @@
-"""Bias correction: rounded weights move the mean of a layer's result, and its bias can move it back."""
+"""Bias correction: rounded weights move the mean of a layer's result, and its bias can move it back.
+
+What is corrected is (W_q - W) E[x], x being what the layer reads in the float network, whether E[x] is known from
+BatchNorm or measured. Matching the means of the quantized network instead, layer after layer, so that rounded
+activations and the errors of earlier layers are seen too (the appendix of Nagel et al., ICCV 2019), leaves nearly no
+error in any mean, and an answer further from the float network's: tried with synthetic images on ResNet-20 and
+MobileNetV2, and with real ones on the former.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,18 +45,49 @@ def expected_errors(module: fx.GraphModule, parameters: Parameters, known: Mappi
     """What rounding adds to the mean of every layer's result, without data: (W_q - W) E[x], by node.
 
     E[x] per input channel is carried from the BatchNorms before (`known`, by node of the folded float graph; see
-    `propagate`). Layers whose input it does not reach, such as the first, are left out. Source: Nagel et al., ICCV
-    2019, section 4.2. Borders, which zero padding makes darker than E[x], count as the rest, as they do there.
+    `propagate`). Layers whose input it does not reach, such as the first, are left out. Borders, where zero padding
+    takes the place of some of x, count as the rest. Source: Nagel et al., ICCV 2019, section 4.2.
     """
     moments = propagate(module, known)
     errors = {}
     for layer in quantized_layers(module):
         source = before_padding(layer.args[0])  # type: ignore[arg-type]
         if source.name in moments and _has_channels_second(layer, source):
-            rounded = dequantize(parameters.layers[layer.name].levels, parameters.layers[layer.name].qparams)
-            change = rounded.double() - stored_tensor(module, layer.args[1]).double()  # type: ignore[arg-type]
+            change = _change(module, layer, parameters).double()
             errors[layer.name] = response(change, moments[source.name].mean, groups_of(layer))
     return errors
+
+
+def measured_errors(module: fx.GraphModule, parameters: Parameters, images: Iterable[Tensor]) -> dict[str, Tensor]:
+    """What rounding adds to the mean of every layer's result over images: the mean of (W_q - W) x, by node.
+
+    x is what the layer reads in the float network, borders included. One pass over the images, every layer in it.
+    """
+    readers: dict[str, list[fx.Node]] = defaultdict(list)
+    changes: dict[fx.Node, Tensor] = {}
+    for layer in quantized_layers(module):
+        readers[layer.args[0].name].append(layer)  # type: ignore[union-attr, index]
+        changes[layer] = _change(module, layer, parameters)
+    errors: dict[str, Tensor] = {}
+    count = 0
+
+    def visit(name: str, value: Any) -> Any:
+        for layer in readers.get(name, ()):
+            result = layer.target(value, changes[layer], None, *layer.args[3:])  # type: ignore[operator]
+            errors[layer.name] = errors.get(layer.name, 0.0) + len(value) * _mean(result, layer)
+        return value
+
+    with torch.no_grad():
+        for batch in images:
+            Tap(module, visit).run(batch)
+            count += len(batch)
+    return {name: total / count for name, total in errors.items()}
+
+
+def _change(module: fx.GraphModule, layer: fx.Node, parameters: Parameters) -> Tensor:
+    """W_q - W of a layer."""
+    rounded = parameters.layers[layer.name]
+    return dequantize(rounded.levels, rounded.qparams) - stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
 
 
 def _has_channels_second(layer: fx.Node, source: fx.Node) -> bool:
@@ -56,63 +95,6 @@ def _has_channels_second(layer: fx.Node, source: fx.Node) -> bool:
     return not calls(layer, LINEAR) or source.meta["val"].dim() == 2
 
 
-def measured_errors(
-    float_module: fx.GraphModule, rounded: fx.GraphModule, parameters: Parameters, images: Iterable[Tensor]
-) -> dict[str, Tensor]:
-    """What quantization adds to the mean of every layer's result over images, by node.
-
-        error = mean over images and positions of (result of the quantized layer - result of the float layer)
-
-    Layers are visited in order of execution, and each is corrected before the next one reads it, so that a later error
-    is what is left after the earlier corrections; errors of activations and borders are seen too. One pass through both
-    networks: the quantized one with all images as one batch, because a layer needs the mean over all of them before
-    the next can run. Source: Nagel et al., ICCV 2019, appendix.
-    """
-    batches = list(images)
-    expected = _result_means(float_module, parameters, batches)
-    errors: dict[str, Tensor] = {}
-    axes = _channel_axes(rounded, parameters)
-
-    def visit(name: str, value: Any) -> Any:
-        if name not in axes:
-            return value
-        errors[name] = _mean(value, axes[name]) - expected[name]
-        return value - _along(errors[name].float(), axes[name], value.dim())
-
-    with torch.no_grad():
-        Tap(rounded, visit).run(torch.cat(batches))
-    return errors
-
-
-def _result_means(module: fx.GraphModule, parameters: Parameters, batches: list[Tensor]) -> dict[str, Tensor]:
-    """Mean of every layer's result over all images and positions, per channel, in float64."""
-    axes = _channel_axes(module, parameters)
-    sums: dict[str, Tensor] = {}
-
-    def visit(name: str, value: Any) -> Any:
-        if name in axes:
-            sums[name] = sums.get(name, 0.0) + len(value) * _mean(value, axes[name])
-        return value
-
-    with torch.no_grad():
-        for batch in batches:
-            Tap(module, visit).run(batch)
-    count = sum(map(len, batches))
-    return {name: total / count for name, total in sums.items()}
-
-
-def _channel_axes(module: fx.GraphModule, parameters: Parameters) -> dict[str, int]:
-    """Which axis of a layer's result has one bias per index."""
-    return {
-        node.name: -1 if calls(node, LINEAR) else 1 for node in module.graph.nodes if node.name in parameters.layers
-    }
-
-
-def _mean(value: Tensor, axis: int) -> Tensor:
-    return value.movedim(axis, 0).flatten(1).double().mean(1)
-
-
-def _along(values: Tensor, axis: int, dims: int) -> Tensor:
-    shape = [1] * dims
-    shape[axis] = -1
-    return values.reshape(shape)
+def _mean(result: Tensor, layer: fx.Node) -> Tensor:
+    """Mean over images and positions per channel, which a linear layer has on the last axis."""
+    return result.movedim(-1 if calls(layer, LINEAR) else 1, 0).flatten(1).double().mean(1)

@@ -65,7 +65,7 @@ class Quantized:
 def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig | None = None) -> Quantized:
     """Fold, equalize, calibrate with `images` (batches of network inputs), round and correct the biases.
 
-    The images are read once; empirical bias correction alone keeps them all in memory.
+    The images are read once; empirical bias correction, which reads them again, keeps them in memory.
     """
     config = config or QuantizationConfig()
     float_module, moments = prepare_float(captured, config)
@@ -80,8 +80,7 @@ def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationC
     if config.bias_correction == "analytic":
         parameters = correct_biases(parameters, expected_errors(float_module, parameters, moments))
     if config.bias_correction == "empirical":
-        rounded = insert(float_module, parameters, config.scheme).module
-        parameters = correct_biases(parameters, measured_errors(float_module, rounded, parameters, images))
+        parameters = correct_biases(parameters, measured_errors(float_module, parameters, images))
     return insert(float_module, parameters, config.scheme)
 
 
