@@ -118,7 +118,7 @@ def _of_one(node: fx.Node, moments: Moments) -> Moments | None:
     bounds = clip_bounds(node)
     if bounds is not None:
         return clipped_normal(moments, *bounds) if bounds[0] > -math.inf else None
-    if calls(node, *_POOLS) or (calls(node, aten.slice.Tensor) and argument(node, 1, 0) >= 2):
+    if calls(node, *_POOLS) or (calls(node, aten.slice.Tensor) and argument(node, 1, 0) % node.meta["val"].dim() != 1):
         return moments
     if calls(node, aten.pad.default):
         return _padded(node, moments)
