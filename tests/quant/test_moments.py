@@ -134,7 +134,8 @@ class Subsampled(nn.Module):
         x = self.bn(self.conv(x))
         y = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
         y = torch.cat([y, F.avg_pool2d(x, 2)], 1)
-        return torch.add(self.head(y), y[:, :2], alpha=0.5)
+        weighted = torch.add(F.avg_pool2d(x, 2), x[:, :, ::2, ::2], alpha=0.5)
+        return self.head(y) + weighted[:, :2]
 
 
 def test_subsampling_padding_by_channels_and_joins_are_followed():
