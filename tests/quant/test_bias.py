@@ -78,6 +78,22 @@ def test_expected_errors_see_through_depthwise_layers_and_not_past_what_is_unkno
     assert torch.allclose(errors["conv2d_2"].float(), (levels - weight).sum((1, 2, 3)) * torch.tensor(means), atol=1e-5)
 
 
+def test_channels_of_padding_and_zero_borders_are_counted_right():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.head = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(6, 2, 3)
+
+        def forward(self, x):
+            return self.head(F.pad(self.bn(self.conv(x)), (0, 1, 0, 1, 1, 1)))
+
+    module, parameters, known = rounded(capture(randomize(Padded()), spec=ImageSpec(shape=(3, 8, 8))))
+    weight, levels = weights_of(module, parameters)["conv2d_1"]
+    means = F.pad(known["conv2d"].mean.float(), (1, 1))
+    expected = (levels - weight).sum((2, 3)) @ means
+    assert torch.allclose(expected_errors(module, parameters, known)["conv2d_1"].float(), expected, atol=1e-5)
+
+
 def test_a_linear_layer_over_another_axis_is_left_out():
     class Sequence(nn.Module):
         def __init__(self):

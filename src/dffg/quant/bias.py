@@ -21,7 +21,6 @@ from dffg.graph import LINEAR, Tap, calls, stored_tensor
 from dffg.quant.affine import dequantize
 from dffg.quant.moments import Moments, groups_of, propagate, response
 from dffg.quant.parameters import LayerParameters, Parameters
-from dffg.quant.placement import before_padding
 from dffg.quant.widths import quantized_layers
 
 
@@ -51,7 +50,7 @@ def expected_errors(module: fx.GraphModule, parameters: Parameters, known: Mappi
     moments = propagate(module, known)
     errors = {}
     for layer in quantized_layers(module):
-        source = before_padding(layer.args[0])  # type: ignore[arg-type]
+        source: fx.Node = layer.args[0]  # type: ignore[assignment]
         if source.name in moments and _has_channels_second(layer, source):
             change = _change(module, layer, parameters).double()
             errors[layer.name] = response(change, moments[source.name].mean, groups_of(layer))
