@@ -149,6 +149,11 @@ def test_a_wrong_choice_lists_the_right_ones():
         ({"target": "tpu"}, "target"),
         ({"activation_ranges": "best"}, "minmax, percentile, mse"),
         ({"weight_ranges": "percentile"}, "weight_ranges"),
+        ({"norm": 0.9}, "norm is 0.9"),
+        ({"norm": 10.1}, "norm"),
+        ({"norm": NAN}, "norm"),
+        ({"weight_rounding": "up"}, "nearest, squant"),
+        ({"bias_correction": "both"}, "none, analytic, empirical"),
     ],
 )
 def test_an_impossible_quantization_is_refused(options, message):

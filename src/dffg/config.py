@@ -54,7 +54,10 @@ GENERATORS = tuple(GENERATOR_DEFAULTS)
 NOISES = ("noise", "uniform", "ones", "sigma-noise")
 # These keep images on the way, as ours does; the others keep what they end with.
 _KEEP_SNAPSHOTS = ("adam-snapshots",)
-RANGES = ("minmax", "percentile", "mse", "sigma")
+RANGES = ("minmax", "percentile", "mse", "lp", "sigma")
+WEIGHT_RANGES = ("minmax", "mse", "lp")
+ROUNDINGS = ("nearest", "squant")
+BIAS_CORRECTIONS = ("none", "analytic", "empirical")
 TARGETS = ("onnxruntime",)
 MIXED = "mixed"
 SENSITIVITIES = ("kl", "sqnr")
@@ -253,12 +256,22 @@ class QuantizationConfig:
     )
     target: str = option("onnxruntime", "Runtime to write for.", TARGETS)
     activation_ranges: str = option("mse", "How activation ranges are chosen.", RANGES)
-    weight_ranges: str = option("mse", "How weight ranges are chosen.", ("minmax", "mse"))
+    weight_ranges: str = option("mse", "How weight ranges are chosen.", WEIGHT_RANGES)
     percentile: float = option(99.99, "Share of values, in percent, inside a percentile range.")
+    norm: float = option(2.4, "Power of the error that lp ranges minimize; mse is 2.")
+    equalize: bool = option(False, "Even out the weights of consecutive layers; the float answer stays the same.")
+    absorb_biases: bool = option(False, "Move what is positive in nearly all images into the next layer's bias.")
+    weight_rounding: str = option("nearest", "How weights are rounded.", ROUNDINGS)
+    bias_correction: str = option(
+        "none",
+        "How biases make up for the rounded weights: by BatchNorm's statistics, or by the images.",
+        BIAS_CORRECTIONS,
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
+        _require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")
         _require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
         if self.is_mixed:
             self._check_mixed()

@@ -14,11 +14,12 @@ from onnx import numpy_helper
 
 from dffg.captured import capture
 from dffg.config import QuantizationConfig
-from dffg.export.onnx import quantized_value_name
+from dffg.export.onnx import quantized_value_name, write_quantized
 from dffg.export.onnxruntime import IntermediateRunner
 from dffg.export.verification import SimulationMatch, _follow, layer_sqnr_db, match_simulation
 from dffg.quant.simulate import simulate
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, normalized
+from tests.networks import randomize
 
 NAME = "residual"
 TENSORS = [tensor.name for tensor in exported(NAME).quantized.tensors]
@@ -67,6 +68,18 @@ def bias_of(model: onnx.ModelProto, layer: str) -> list[onnx.NodeProto]:
 
 def one_up(zero_point: np.ndarray) -> np.ndarray:
     return zero_point + np.uint8(1)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "residual", "two-layer-head"])
+@pytest.mark.parametrize("correction", ["analytic", "empirical"])
+def test_holds_with_every_part_of_quantization(name, correction, tmp_path):
+    options = QuantizationConfig(
+        bits="W4A8", equalize=True, absorb_biases=True, weight_rounding="squant", bias_correction=correction
+    )
+    model = randomize(MIDDLES[name](), seed=len(name))
+    quantized = simulate(capture(model, spec=SPEC), [normalized(16)], options)
+    write_quantized(quantized, SPEC, tmp_path / "model.onnx")
+    assert match_simulation(quantized, tmp_path / "model.onnx", normalized(8, seed=9)).holds
 
 
 @pytest.mark.parametrize("name", [*MIDDLES, *FLOAT_OPERATIONS])

@@ -6,12 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dffg import config
 from dffg.config import RANGES, QuantizationConfig
 from dffg.errors import InputError
 from dffg.quant.ranges import (
     ACTIVATION_RANGES,
     WEIGHT_RANGES,
     Histogram,
+    lp_range,
+    lp_weight_scale,
     minmax_range,
     minmax_weight_scale,
     mse_range,
@@ -94,7 +97,7 @@ def test_values_that_are_no_numbers_are_refused_and_do_not_hang(value):
 
 def test_the_options_offer_exactly_the_functions_that_exist():
     assert tuple(ACTIVATION_RANGES) == RANGES
-    assert tuple(WEIGHT_RANGES) == ("minmax", "mse")
+    assert tuple(WEIGHT_RANGES) == config.WEIGHT_RANGES
 
 
 def test_minmax_is_everything_that_was_seen():
@@ -114,12 +117,12 @@ def test_percentile_is_numpys_within_a_bin(stream, percentile):
     assert histogram.low <= low <= high <= histogram.high
 
 
-def grid_error(data, low, high, bits):
-    """Mean squared error of the affine grid of a range, in plain numpy."""
+def grid_error(data, low, high, bits, norm=2):
+    """Mean power of the error of the affine grid of a range, in plain numpy."""
     scale = (high - low) / (2**bits - 1)
     zero_point = np.rint(-low / scale)
     levels = np.clip(np.rint(data / scale) + zero_point, 0, 2**bits - 1)
-    return np.mean((scale * (levels - zero_point) - data) ** 2)
+    return np.mean(np.abs(scale * (levels - zero_point) - data) ** norm)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -141,6 +144,24 @@ def test_mse_range_is_the_best_of_a_brute_force_search(data, bits):
     errors = [grid_error(values, widest[0] * s, widest[1] * s, bits) for s in np.linspace(0.1, 1, 400)]
     assert grid_error(values, low, high, bits) <= 1.05 * min(errors)
     assert low <= 0 <= high
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.4, 4.0])
+@pytest.mark.parametrize("data", [randn(4000), randn(4000) ** 3, randn(4000).relu()], ids=["normal", "heavy", "relu"])
+def test_lp_range_is_the_best_of_a_brute_force_search_in_its_norm(data, norm):
+    low, high = lp_range(histogram_of(data), 4, QuantizationConfig(norm=norm))
+    values = data.double().numpy()
+    widest = min(0.0, values.min()), max(0.0, values.max())
+    errors = [grid_error(values, widest[0] * s, widest[1] * s, 4, norm) for s in np.linspace(0.1, 1, 400)]
+    assert grid_error(values, low, high, 4, norm) <= 1.05 * min(errors)
+
+
+def test_a_higher_norm_clips_less():
+    histogram = histogram_of(randn(4000) ** 3)
+    ends = [lp_range(histogram, 4, QuantizationConfig(norm=norm))[1] for norm in (1.0, 2.0, 2.4, 4.0)]
+    assert ends == sorted(ends)
+    assert ends[0] < ends[-1]
+    assert lp_range(histogram, 4, QuantizationConfig(norm=2.0)) == mse_range(histogram, 4, CONFIG)
 
 
 def test_mse_clips_outliers_where_levels_are_few_and_keeps_all_where_they_are_many():
@@ -184,20 +205,20 @@ def test_sigma_ends_at_what_was_seen_where_levels_are_few():
 def test_minmax_weight_scale_puts_the_largest_weight_on_the_largest_integer(bits):
     weight = torch.tensor([[1.0, -4.0], [0.25, 0.5]]).reshape(2, 2, 1, 1)
     quant_max = 2 ** (bits - 1) - 1
-    assert minmax_weight_scale(weight, bits).tolist() == pytest.approx([4 / quant_max, 0.5 / quant_max])
+    assert minmax_weight_scale(weight, bits, CONFIG).tolist() == pytest.approx([4 / quant_max, 0.5 / quant_max])
 
 
-def weight_error(row, scale, bits):
+def weight_error(row, scale, bits, norm=2):
     levels = np.clip(np.rint(row / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return np.mean((levels * scale - row) ** 2)
+    return np.mean(np.abs(levels * scale - row) ** norm)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_mse_weight_scale_is_the_best_of_a_brute_force_search_for_every_channel(bits):
     weight = randn(6, 5, 3, 3) * torch.tensor([1e-3, 0.1, 1.0, 5.0, 1.0, 1.0]).reshape(-1, 1, 1, 1)
     weight[4, 0, 0, 0] = 30.0
-    scales = mse_weight_scale(weight, bits).double().numpy()
-    widest = minmax_weight_scale(weight, bits).double().numpy()
+    scales = mse_weight_scale(weight, bits, CONFIG).double().numpy()
+    widest = minmax_weight_scale(weight, bits, CONFIG).double().numpy()
     for row, scale, top in zip(weight.double().flatten(1).numpy(), scales, widest):
         best = min(weight_error(row, top * s, bits) for s in np.linspace(0.2, 1, 100))
         assert weight_error(row, scale, bits) <= 1.001 * best
@@ -205,14 +226,24 @@ def test_mse_weight_scale_is_the_best_of_a_brute_force_search_for_every_channel(
         assert 0.199 * top <= scale <= 1.001 * top
 
 
+@pytest.mark.parametrize("norm", [1.0, 2.4, 4.0])
+def test_lp_weight_scale_is_the_best_of_a_brute_force_search_in_its_norm(norm):
+    weight = randn(6, 5, 3, 3) ** 3
+    scales = lp_weight_scale(weight, 4, QuantizationConfig(norm=norm)).double().numpy()
+    for row, scale in zip(weight.double().flatten(1).numpy(), scales):
+        top = np.abs(row).max() / 7
+        best = min(weight_error(row, top * s, 4, norm) for s in np.linspace(0.2, 1, 100))
+        assert weight_error(row, scale, 4, norm) <= 1.001 * best
+
+
 def test_channels_do_not_share_their_scale():
     weight = randn(3, 8)
-    together = mse_weight_scale(weight, 4)
-    assert torch.allclose(together, torch.cat([mse_weight_scale(weight[i : i + 1], 4) for i in range(3)]))
+    together = mse_weight_scale(weight, 4, CONFIG)
+    assert torch.allclose(together, torch.cat([mse_weight_scale(weight[i : i + 1], 4, CONFIG) for i in range(3)]))
 
 
 @pytest.mark.parametrize("choose", WEIGHT_RANGES.values(), ids=WEIGHT_RANGES)
 def test_zero_weights_give_no_nan(choose):
-    scale = choose(torch.zeros(2, 3), 8)
+    scale = choose(torch.zeros(2, 3), 8, CONFIG)
     assert torch.isfinite(scale).all()
     assert (scale < 1e-20).all()

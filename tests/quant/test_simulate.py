@@ -12,7 +12,7 @@ from dffg.errors import InputError
 from dffg.graph import WEIGHTED, Tap, calls
 from dffg.images import ImageSpec
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
-from dffg.quant.simulate import simulate
+from dffg.quant.simulate import prepare_float, simulate
 from tests.networks import NETWORKS, captured, dead_channels, inputs, network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8))
@@ -303,3 +303,86 @@ def test_a_bias_may_be_missing_and_a_linear_layer_may_come_first():
     quantized = simulate(capture(model, spec=ImageSpec(shape=(6,))), [x])
     assert len(quantized.layers) == 2
     assert (quantized.module(x) - model(x)).norm() < 0.03 * model(x).norm()
+
+
+ALL_PARTS = {
+    "equalize": True,
+    "absorb_biases": True,
+    "weight_rounding": "squant",
+    "bias_correction": "analytic",
+    "weight_ranges": "lp",
+    "activation_ranges": "lp",
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_parts_together_are_close_to_float(name):
+    model, shape = network(name)
+    x = inputs(shape, 16)
+    quantized = simulate(captured(name), [inputs(shape, 16, seed=1)], QuantizationConfig(**ALL_PARTS))
+    expected = model(x).detach()
+    assert torch.allclose(quantized.float_module(x), expected, rtol=1e-3, atol=1e-4)
+    assert (quantized.module(x) - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize(("part", "choice"), ALL_PARTS.items())
+def test_every_part_is_switched_by_its_option_and_off_by_default(part, choice):
+    images = [inputs((1, 8, 8), 16, seed=1)]
+    made = capture(high_bias(), spec=ImageSpec(shape=(1, 8, 8)))
+    plain, changed = (
+        read_by(simulate(made, images, QuantizationConfig(bits="W3A3", norm=1.0, **part_of)).module)
+        for part_of in ({}, {part: choice})
+    )
+    touched = {name for name, value in plain.items() if not torch.equal(value, changed[name])}
+    assert touched
+    if part == "weight_rounding":
+        assert all(key.endswith("_weight") for key in touched)
+    if part == "bias_correction":
+        assert touched == {"linear_1_bias"}
+    if part == "activation_ranges":
+        assert not any(key.endswith("_weight") for key in touched)
+
+
+def read_by(module):
+    return {str(node.target): stored(module, node) for node in module.graph.nodes if node.op == "get_attr"}
+
+
+def high_bias():
+    """`linear_norm` with a channel that is positive in nearly all images."""
+    model, _ = network("linear")
+    with torch.no_grad():
+        model[2].bias[3] = 6.0
+    return model
+
+
+def test_squant_rounds_the_weights_that_are_written():
+    quantized = simulate(captured("conv"), [inputs((3, 8, 8))], QuantizationConfig(bits="W4A8", **ROUNDED))
+    floats = [node for node in quantized.float_module.graph.nodes if calls(node, *WEIGHTED)]
+    for node, other in zip(nodes_of(quantized, *WEIGHTED), floats, strict=True):
+        levels, scale = (stored(quantized.module, value).double() for value in node.args[1].args[:2])
+        weight = quantized.float_module.state_dict()[str(other.args[1].target)].double()
+        errors = levels.flatten(1) - weight.flatten(1) / scale.unsqueeze(1)
+        assert errors.sum(1).abs().max() <= 0.5 + 1e-4
+        assert errors.abs().max() > 0.51
+
+
+ROUNDED = {"weight_rounding": "squant", "weight_ranges": "minmax"}
+
+
+def test_empirical_correction_takes_a_stream_of_images_too():
+    stream = iter([inputs((3, 8, 8)), inputs((3, 8, 8), seed=1)])
+    options = QuantizationConfig(bits="W3A8", bias_correction="empirical")
+    streamed = simulate(captured("conv"), stream, options).module.state_dict()
+    listed = simulate(captured("conv"), [inputs((3, 8, 8)), inputs((3, 8, 8), seed=1)], options).module.state_dict()
+    assert all(torch.equal(value, listed[key]) for key, value in streamed.items())
+
+
+def test_statistics_follow_the_equalized_channels():
+    """Analytic correction after equalization is that of the equalized network, not of the original one."""
+    options = QuantizationConfig(bits="W3A8", equalize=True, bias_correction="analytic")
+    module, moments = prepare_float(captured("conv"), options)
+    plain, known = prepare_float(captured("conv"), QuantizationConfig())
+    x = inputs((3, 8, 8), 8)
+    ratio = values_of(plain, x)["conv2d"].mean((0, 2, 3)) / values_of(module, x)["conv2d"].mean((0, 2, 3))
+    assert torch.allclose(moments["conv2d"].mean.float() * ratio, known["conv2d"].mean.float(), rtol=1e-3)
+    assert not torch.allclose(moments["conv2d"].mean, known["conv2d"].mean, rtol=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -10,7 +11,10 @@ from dffg.config import QuantizationConfig
 from dffg.graph import argument, optional_tensor, stored_tensor
 from dffg.quant.affine import QParams, quantize, weight_qparams
 from dffg.quant.ranges import WEIGHT_RANGES
+from dffg.quant.squant import squant
 from dffg.quant.widths import BitWidths, quantized_layers
+
+WEIGHT_ROUNDINGS: dict[str, Callable[[Tensor, QParams], Tensor]] = {"nearest": quantize, "squant": squant}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,7 @@ class Parameters:
 
 
 def round_layers(module: fx.GraphModule, widths: BitWidths, config: QuantizationConfig) -> dict[str, LayerParameters]:
-    """Weights rounded to the nearest integer, with scales chosen by `config.weight_ranges`; no data is needed."""
+    """Integers of every weight, by `config.weight_rounding` and `config.weight_ranges`; no data is needed."""
     return {
         layer.name: _round_layer(module, layer, widths.weights[layer.name], config)
         for layer in quantized_layers(module)
@@ -40,7 +44,6 @@ def round_layers(module: fx.GraphModule, widths: BitWidths, config: Quantization
 
 def _round_layer(module: fx.GraphModule, layer: fx.Node, bits: int, config: QuantizationConfig) -> LayerParameters:
     weight = stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
-    qparams = weight_qparams(WEIGHT_RANGES[config.weight_ranges](weight, bits), bits)
-    return LayerParameters(
-        levels=quantize(weight, qparams), qparams=qparams, bias=optional_tensor(module, argument(layer, 2))
-    )
+    qparams = weight_qparams(WEIGHT_RANGES[config.weight_ranges](weight, bits, config), bits)
+    levels = WEIGHT_ROUNDINGS[config.weight_rounding](weight, qparams)
+    return LayerParameters(levels=levels, qparams=qparams, bias=optional_tensor(module, argument(layer, 2)))

@@ -7,7 +7,9 @@ result starts at 0 and ends at most at 6, so saturation does their work and they
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -22,7 +24,6 @@ _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool3d.default,
 )
 _RELUS = (aten.relu.default, aten.relu6.default)
-_CLIPS = (aten.hardtanh.default, aten.clamp.default)
 # Their results are their inputs' values, so they keep the inputs' scale and cost no rounding.
 _REARRANGING = (
     aten.max_pool1d.default,
@@ -95,6 +96,18 @@ def before_padding(node: fx.Node) -> fx.Node:
     return node.args[0] if is_fused_padding(node) else node  # type: ignore[return-value]
 
 
+def clip_bounds(node: Any) -> tuple[float, float] | None:
+    """The interval that an activation clips to, such as (0, inf) for ReLU; None where the node is something else."""
+    if calls(node, aten.clamp.default):
+        low, high = argument(node, 1), argument(node, 2)
+        return -math.inf if low is None else low, math.inf if high is None else high
+    if calls(node, aten.hardtanh.default):
+        return argument(node, 1, -1), argument(node, 2, 1)
+    if calls(node, *_RELUS):
+        return 0, 6 if calls(node, aten.relu6.default) else math.inf
+    return None
+
+
 def is_fused_padding(node: fx.Node) -> bool:
     """Whether this is a zero padding that only convolutions read."""
     is_zero = calls(node, aten.pad.default) and argument(node, 2, "constant") == "constant" and not argument(node, 3, 0)
@@ -129,10 +142,7 @@ def _after_activation(node: fx.Node) -> fx.Node:
 
 def _is_absorbable(node: fx.Node) -> bool:
     """ReLU, or a clip to [0, 6] or [0, inf): what an unsigned range with the right end does by itself."""
-    if calls(node, *_CLIPS):
-        low, high = argument(node, 1, -1), argument(node, 2, 1 if calls(node, aten.hardtanh.default) else None)
-        return low == 0 and high in (6, None)
-    return calls(node, *_RELUS)
+    return clip_bounds(node) in ((0, 6), (0, math.inf))
 
 
 def _keeps_range(node: fx.Node) -> bool:

@@ -10,11 +10,14 @@ from torch import Tensor, fx
 
 from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
-from dffg.fold import fold_batch_norms
+from dffg.fold import fold_with_records
 from dffg.graph import add_tensor, copy_module, layer_name
 from dffg.quant.affine import QParams, bias_qparams, quantize, weight_qparams, widen_for_bias
+from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.calibrate import calibrate
+from dffg.quant.equalize import absorb_biases, equalize, rescale_moments
 from dffg.quant.mixed import MixedPrecision, choose_widths
+from dffg.quant.moments import Moments, batch_norm_moments
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
 from dffg.quant.placement import integer_inputs, place, prepare
@@ -63,23 +66,36 @@ class Quantized:
 
 
 def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig | None = None) -> Quantized:
-    """Fold, calibrate with `images` (batches of network inputs) and quantize.
+    """Fold, equalize, choose widths and ranges with `images` (batches of network inputs), round and correct the biases.
 
-    Where bits are mixed, the images are read more than once and held in memory.
+    The images are read once; mixed bits and empirical bias correction, which read them again, keep them in memory.
     """
     config = config or QuantizationConfig()
-    float_module = prepare(fold_batch_norms(captured))
-    placement = place(float_module)
-    mixed = None
-    if config.is_mixed:
+    float_module, moments = prepare_float(captured, config)
+    if config.is_mixed or config.bias_correction == "empirical":
         images = list(images)
-        mixed = choose_widths(float_module, placement, images, captured.spec, config)
-    widths = uniform_widths(float_module, placement, config) if mixed is None else mixed.widths
+    placement = place(float_module)
+    mixed = choose_widths(float_module, placement, list(images), captured.spec, config) if config.is_mixed else None
+    widths = mixed.widths if mixed else uniform_widths(float_module, placement, config)
     parameters = Parameters(
         activations=calibrate(float_module, placement, images, captured.spec, widths, config),
         layers=round_layers(float_module, widths, config),
     )
+    if config.bias_correction == "analytic":
+        parameters = correct_biases(parameters, expected_errors(float_module, parameters, moments))
+    if config.bias_correction == "empirical":
+        parameters = correct_biases(parameters, measured_errors(float_module, parameters, images))
     return replace(insert(float_module, parameters, None if mixed else config.scheme), mixed=mixed)
+
+
+def prepare_float(captured: Captured, config: QuantizationConfig) -> tuple[fx.GraphModule, dict[str, Moments]]:
+    """The folded float network that is quantized, and what BatchNorm says of its layers' results."""
+    folded, records = fold_with_records(captured)
+    module, moments = prepare(folded), batch_norm_moments(records)
+    if config.equalize:
+        module, scales = equalize(module)
+        moments = rescale_moments(moments, scales)
+    return absorb_biases(module, moments) if config.absorb_biases else (module, moments)
 
 
 def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme | None) -> Quantized:
@@ -162,7 +178,9 @@ def _write_layer(module: fx.GraphModule, node: fx.Node, layer: LayerParameters, 
         scale = widen_for_bias(qparams.scale, input_scale, layer.bias)
         levels = torch.where(_per_channel(scale > qparams.scale, levels), _rescaled(layer, scale), levels)
         qparams = weight_qparams(scale, qparams.bits)
-    arguments = [node.args[0], _store(module, weight_name(node.name), levels, qparams, node), *node.args[2:]]
+    weight = _store(module, weight_name(node.name), levels, qparams, node)
+    # Correction may have given a bias to a layer that had none.
+    arguments = [node.args[0], weight, None, *node.args[3:]]
     if layer.bias is not None:
         bias_parameters = bias_qparams(input_scale, qparams.scale)
         # int32 holds more digits than float32.
