@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from dffg.config import QuantizationConfig
+from dffg.config import QuantizationConfig, Rates
 from dffg.fold import fold_batch_norms
 from dffg.quant.affine import QParams, dequantize, fake_quantize, quantize, weight_qparams
 from dffg.quant.blocks import find_blocks
@@ -11,7 +12,8 @@ from dffg.quant.learned import (
     LearnedBias,
     LearnedNetwork,
     LearnedWeight,
-    Rates,
+    anneal,
+    confine_weights,
     learning_optimizer,
     random_mask,
     where_rounded,
@@ -82,7 +84,7 @@ def test_each_kind_of_variable_has_its_rate():
     module, parameters = decided("conv")
     network = LearnedNetwork(module, parameters, where_rounded)
     optimizer = learning_optimizer(network.module, Rates(weight=1.0, scale=0.1, bias=0.01))
-    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    rates = {id(value): group["rate"] for group in optimizer.param_groups for value in group["params"]}
     assert all(rates[id(weight.position)] == 1.0 for weight in network.weights.values())
     assert all(rates[id(weight.stretch)] == 0.1 for weight in network.weights.values())
     assert all(rates[id(module.stretch)] == 0.1 for module in network.activations.values())
@@ -184,3 +186,25 @@ def test_blocks_in_a_row_answer_what_the_quantized_network_does(name):
         for block in blocks:
             value = network.block(block.input, block.output).eval()(value)
     assert float((value - expected).square().mean()) < 1e-4 * float(expected.square().mean())
+
+
+def test_steps_shrink_along_half_a_cosine():
+    module, parameters = decided("conv")
+    network = LearnedNetwork(module, parameters, where_rounded)
+    optimizer = learning_optimizer(network.module, Rates(weight=1.0, scale=0.1, bias=0.01))
+    for progress, share in ((0.0, 1.0), (0.5, 0.5), (2 / 3, 0.25), (1.0, 0.0)):
+        anneal(optimizer, progress)
+        lengths = [group["lr"] for group in optimizer.param_groups]
+        assert lengths == pytest.approx([share * rate for rate in (1.0, 0.1, 0.01)])
+
+
+@pytest.mark.parametrize("reach", [0.0, 1.0])
+def test_a_confined_weight_stays_near_its_start(reach):
+    weight = torch.tensor([[0.3, -0.3, 2.0]])
+    learned = LearnedWeight(weight, weight_qparams(torch.ones(1), 4), reach)
+    for direction, ends in ((-1, [0.0, -1.0, 2.0]), (1, [1.0, 0.0, 3.0])):
+        with torch.no_grad():
+            learned.position.add_(direction * 50)
+        confine_weights(nn.ModuleList([learned]))
+        expected = torch.tensor([ends]) + direction * reach
+        assert torch.equal(learned.position.detach(), expected)

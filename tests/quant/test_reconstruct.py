@@ -3,7 +3,8 @@ from functools import cache
 import pytest
 import torch
 
-from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig
+from dffg.config import FinetuneConfig, QuantizationConfig, Rates, ReconstructionConfig
+from dffg.graph import stored_tensor
 from dffg.quant.affine import dequantize
 from dffg.quant.blocks import find_blocks
 from dffg.quant.finetune import (
@@ -13,6 +14,7 @@ from dffg.quant.finetune import (
     relative_hardness,
     with_boundary_samples,
 )
+from dffg.quant.learned import where_weight_is
 from dffg.quant.parameters import Parameters
 from dffg.quant.reconstruct import reconstruct
 from dffg.quant.simulate import insert
@@ -52,15 +54,27 @@ def test_reconstruction_helps_on_other_images(name):
     assert error(name, learned(name), images_of(name, 4)) < 0.8 * error(name, start(name)[1], images_of(name, 4))
 
 
-def test_integers_move_within_their_width():
-    _, before = start("inverted-residual")
-    moved = 0
-    for node, layer in learned("inverted-residual").layers.items():
-        assert layer.qparams.bits == before.layers[node].qparams.bits
-        assert layer.qparams.quant_min <= int(layer.levels.min())
-        assert int(layer.levels.max()) <= layer.qparams.quant_max
+@pytest.mark.parametrize("name", ["conv", "inverted-residual"])
+def test_every_integer_stays_beside_the_float_weight(name):
+    module, before = start(name)
+    nodes, moved = {node.name: node for node in module.graph.nodes}, 0
+    for node, layer in learned(name).layers.items():
+        first = before.layers[node].qparams
+        assert layer.qparams.bits == first.bits
+        position = where_weight_is(stored_tensor(module, nodes[node].args[1]), before.layers[node])
+        low, high = (ends.clamp(first.quant_min, first.quant_max) for ends in (position.floor(), position.floor() + 1))
+        assert ((layer.levels >= low) & (layer.levels <= high)).all()
         moved += int((layer.levels != before.layers[node].levels).sum())
     assert moved > 0
+
+
+def test_time_that_is_up_ends_a_block_and_the_rest_is_kept():
+    module, parameters = start("conv")
+    records = []
+    config = ReconstructionConfig(iterations=10**6, batch_size=8, max_seconds=0.5)
+    reconstruct(module, parameters, images_of("conv", 3), config, records.append)
+    assert all(0 < record.iterations < 10**6 for record in records)
+    assert [record.index for record in records] == list(range(records[0].count))
 
 
 def test_the_float_network_and_what_it_started_from_are_untouched():
@@ -105,7 +119,7 @@ def test_progress_names_every_block_with_its_errors():
 def test_finetuning_helps_on_other_images():
     name = "inverted-residual"
     module, _ = start(name)
-    config = FinetuneConfig(iterations=150, batch_size=16, weight_rate=1e-2, scale_rate=2e-3, bias_rate=2e-3)
+    config = FinetuneConfig(iterations=150, batch_size=16, rates=Rates(weight=1e-2, scale=2e-3, bias=2e-3))
     tuned = finetune(module, learned(name), images_of(name, 3), config)
     assert error(name, tuned, images_of(name, 4)) < error(name, learned(name), images_of(name, 4))
     assert isinstance(tuned, Parameters)

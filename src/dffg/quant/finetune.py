@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dffg.config import FinetuneConfig
 from dffg.graph import with_output
 from dffg.quant.blocks import find_blocks
-from dffg.quant.learned import LearnedNetwork, Rates, laid_out, learning_optimizer, where_rounded
+from dffg.quant.learned import LearnedNetwork, anneal, confine_weights, laid_out, learning_optimizer, where_rounded
 from dffg.quant.parameters import Parameters
 
 _HARDEST = 4.0
@@ -37,15 +37,14 @@ def finetune(
     """
     torch.manual_seed(config.seed)
     images = laid_out(images)
-    network = LearnedNetwork(float_module, parameters, where_rounded)
+    network = LearnedNetwork(float_module, parameters, where_rounded, reach=config.reach)
     blocks = [block.output for block in find_blocks(float_module)]
     nodes = {node.name: node for node in float_module.graph.nodes}
     student, teacher = network.watched(blocks), with_output(float_module, [nodes[name] for name in blocks])
-    rates = Rates(weight=config.weight_rate, scale=config.scale_rate, bias=config.bias_rate)
-    optimizer = learning_optimizer(student, rates)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+    optimizer = learning_optimizer(student, config.rates)
     hardness = torch.ones(len(images))
     for step in range(config.iterations):
+        anneal(optimizer, step / config.iterations)
         chosen = torch.multinomial(hardness, min(config.batch_size, len(images)))
         batch = with_boundary_samples(images[chosen], config.boundary)
         with torch.no_grad():
@@ -56,7 +55,7 @@ def finetune(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
+        confine_weights(student)
         hardness[chosen] = 1 - config.hard + config.hard * relative_hardness(divergence.detach())
         if progress is not None:
             progress(step, float(loss.detach()))

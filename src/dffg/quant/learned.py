@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from dffg.config import Rates
 from dffg.graph import argument, aten, calls, copy_module, stored_tensor, with_output
 from dffg.quant.affine import QParams
 from dffg.quant.parameters import LayerParameters, Parameters
@@ -21,12 +23,17 @@ class LearnedWeight(nn.Module):
 
     The gradient passes through the rounding (straight-through), so that every step sees what rounding does. AdaRound's
     soft rounding (Nagel et al., ICML 2020) sees it only once its penalty has decided, which takes thousands of steps;
-    after hundreds it is worse than rounding to the nearest. position: where to start, the shape of the weight.
+    after hundreds it is worse than rounding to the nearest.
+
+    position: where to start, the shape of the weight. `confine` keeps it between the two integers around its start, as
+    AdaRound does, and `reach` steps further: with few images, farther moves fit those and no others.
     """
 
-    def __init__(self, position: Tensor, qparams: QParams) -> None:
+    def __init__(self, position: Tensor, qparams: QParams, reach: float = 0.0) -> None:
         super().__init__()
         self._first = qparams
+        self.register_buffer("lowest", position.floor() - reach)
+        self.register_buffer("highest", position.floor() + 1 + reach)
         # The gradient of a clip ends before its limits: half a step further, the outermost integers can still move.
         self._ends = (qparams.quant_min - 0.5, qparams.quant_max + 0.5)
         self.register_buffer("first_scale", qparams.scale.clone())
@@ -44,6 +51,11 @@ class LearnedWeight(nn.Module):
         """The learned scale, per output channel; its logarithm is learned, so that a step is relative."""
         first: Tensor = self.first_scale  # type: ignore[assignment]
         return first * self.stretch.exp()
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Bring the positions back that a step of the optimizer has taken too far."""
+        self.position.clamp_(self.lowest, self.highest)  # type: ignore[arg-type]
 
     def levels(self) -> Tensor:
         """The integers."""
@@ -158,7 +170,7 @@ class LearnedBias(nn.Module):
 class LearnedNetwork:
     """The float graph with learned weights, biases and activations in it; `parameters` reads what was learned.
 
-    start: where the positions of weights begin. drop: see `LearnedActivation`.
+    start: where the positions of weights begin. drop: see `LearnedActivation`; reach: see `LearnedWeight`.
     An activation that is left to saturation stays in the graph: dropped elements need it.
     """
 
@@ -168,8 +180,9 @@ class LearnedNetwork:
         parameters: Parameters,
         start: Start,
         drop: float = 0.0,
+        reach: float = 0.0,
     ) -> None:
-        self._start = start
+        self._start, self._reach = start, reach
         self.module = copy_module(float_module)
         self.weights: dict[str, LearnedWeight] = {}
         self.biases: dict[str, LearnedBias] = {}
@@ -217,7 +230,7 @@ class LearnedNetwork:
 
     def _learn_layer(self, node: fx.Node, layer: LayerParameters) -> None:
         weight = stored_tensor(self.module, node.args[1])  # type: ignore[arg-type]
-        learned = LearnedWeight(self._start(weight, layer), layer.qparams)
+        learned = LearnedWeight(self._start(weight, layer), layer.qparams, self._reach)
         self.weights[node.name] = learned
         arguments = list(node.args)
         arguments[1] = self._call(node, f"{node.name}_learned_weight", learned)
@@ -239,6 +252,13 @@ class LearnedNetwork:
             value = self.module.graph.call_module(name, (node,))
         node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not value)
         self._values[node.name] = value.name
+
+
+def confine_weights(module: nn.Module) -> None:
+    """`LearnedWeight.confine` in (a part of) a network, after a step of its optimizer."""
+    for weight in module.modules():
+        if isinstance(weight, LearnedWeight):
+            weight.confine()
 
 
 def laid_out(images: Tensor) -> Tensor:
@@ -274,21 +294,17 @@ def _ends_at_six(node: fx.Node) -> bool:
     return calls(node, aten.relu6.default) or argument(node, 2) == 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """First steps of Adam: of weights in steps of their grid, of scales and biases relative to their size."""
-
-    weight: float
-    scale: float
-    bias: float
-
-
 def learning_optimizer(module: nn.Module, rates: Rates) -> torch.optim.Optimizer:
     """Adam over everything that is learned in (a part of) a network."""
-    rate_of = {"position": rates.weight, "stretch": rates.scale, "shift": rates.bias}
     named = list(module.named_parameters())
     groups = [
-        {"params": [value for path, value in named if path.rpartition(".")[2] == name], "lr": rate}
-        for name, rate in rate_of.items()
+        {"params": [value for path, value in named if path.rpartition(".")[2] == name], "rate": rate}
+        for name, rate in (("position", rates.weight), ("stretch", rates.scale), ("shift", rates.bias))
     ]
     return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def anneal(optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """Let the steps shrink along half a cosine; progress from 0 to 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["rate"] * (1 + math.cos(math.pi * progress)) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from dffg.config import ReconstructionConfig
 from dffg.quant.blocks import Block, find_blocks
 from dffg.quant.learned import (
     LearnedNetwork,
-    Rates,
+    anneal,
     between,
+    confine_weights,
     laid_out,
     learning_optimizer,
     random_mask,
@@ -23,6 +25,7 @@ from dffg.quant.learned import (
 from dffg.quant.parameters import Parameters
 
 _BATCH = 64
+_LEAST_SECONDS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,9 @@ class BlockRecord:
     """What a block's learning did: relative error of its result before and after, on the images it learned from."""
 
     block: Block
+    index: int
+    count: int
+    iterations: int
     seconds: float
     error_before: float
     error_after: float
@@ -52,21 +58,26 @@ def reconstruct(
     inputs, all kept in memory, with three results of a block for each.
     """
     torch.manual_seed(config.seed)
-    network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop)
+    network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop, config.reach)
     images = laid_out(images)
     blocks = find_blocks(float_module)
     with torch.no_grad():
         exact, quantized = images, network.quantized(blocks[0].input, images)
-    for block in blocks:
+    end = math.inf if config.max_seconds is None else time.perf_counter() + config.max_seconds
+    for index, block in enumerate(blocks):
         started = time.perf_counter()
         learned = network.block(block.input, block.output)
         target = _run(between(float_module, block.input, block.output), exact)
         before = _error(_run(learned, quantized), target)
-        _learn(learned, exact, quantized, target, config)
+        seconds = max((end - time.perf_counter()) / (len(blocks) - index), _LEAST_SECONDS)
+        iterations = _learn(learned, exact, quantized, target, config, seconds)
         exact, quantized = target, _run(learned, quantized)
         if progress is not None:
             record = BlockRecord(
                 block=block,
+                index=index,
+                count=len(blocks),
+                iterations=iterations,
                 seconds=time.perf_counter() - started,
                 error_before=before,
                 error_after=_error(quantized, target),
@@ -76,14 +87,23 @@ def reconstruct(
 
 
 def _learn(
-    learned: fx.GraphModule, exact: Tensor, quantized: Tensor, target: Tensor, config: ReconstructionConfig
-) -> None:
+    learned: fx.GraphModule,
+    exact: Tensor,
+    quantized: Tensor,
+    target: Tensor,
+    config: ReconstructionConfig,
+    seconds: float,
+) -> int:
+    """Train a block for so many steps, or as many as there is time for; their number."""
     learned.train()
-    rates = Rates(weight=config.weight_rate, scale=config.scale_rate, bias=config.bias_rate)
-    optimizer = learning_optimizer(learned, rates)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
-    power = target.square().mean()
-    for _ in range(config.iterations):
+    optimizer = learning_optimizer(learned, config.rates)
+    power = target.square().mean().clamp(min=1e-30)
+    started = time.perf_counter()
+    for iteration in range(config.iterations):
+        progress = max(iteration / config.iterations, (time.perf_counter() - started) / seconds)
+        if progress >= 1:
+            return iteration
+        anneal(optimizer, progress)
         chosen = torch.randint(len(target), (config.batch_size,))
         inputs = quantized[chosen]
         inputs = torch.where(random_mask(inputs, config.drop), exact[chosen], inputs)
@@ -91,7 +111,8 @@ def _learn(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
+        confine_weights(learned)
+    return config.iterations
 
 
 @torch.no_grad()
