@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dffg.config import GENERATORS, Budget, QuantizationConfig, Scheme, SynthesisConfig
+from dffg.config import GENERATORS, RECIPES, Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
 from dffg.errors import InputError
 
 NAN = float("nan")
@@ -17,12 +17,12 @@ def test_options_are_free_of_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("config", [SynthesisConfig, QuantizationConfig])
+@pytest.mark.parametrize("config", [SynthesisConfig, QuantizationConfig, LearningConfig])
 def test_every_option_has_a_help_text_and_a_legal_default(config):
     for option in dataclasses.fields(config):
         assert option.metadata["help"]
         choices = option.metadata["choices"]
-        assert not choices or getattr(config(), option.name) in choices
+        assert not choices or option.default is None or option.default in choices
 
 
 @pytest.mark.parametrize("config", [SynthesisConfig(), QuantizationConfig()])
@@ -269,3 +269,35 @@ def test_mixed_bits_at_one_width_are_an_ordinary_configuration():
 def test_impossible_mixed_bits_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         QuantizationConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("bits", "recipe"), [("W8A8", "fast"), ("W4A8", "balanced"), ("W8A4", "balanced"), ("mixed", "balanced")]
+)
+def test_something_is_learned_below_eight_bits(bits, recipe):
+    quantization = QuantizationConfig(bits=bits, budget="bits=4" if bits == "mixed" else None)
+    completed = LearningConfig().completed(quantization)
+    assert completed.recipe == recipe
+    assert completed.learns == (recipe != "fast")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fills_what_is_left_out_and_nothing_else(recipe):
+    completed = LearningConfig(recipe=recipe, reconstruction_steps=7).completed(QuantizationConfig())
+    assert completed.reconstruction_steps == 7
+    assert completed.learning_images == RECIPES[recipe]["learning_images"]
+    assert completed.finetune_steps == RECIPES[recipe]["finetune_steps"]
+    assert completed.completed(QuantizationConfig()) == completed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "slow"}, "unknown recipe 'slow'; choose fast, balanced, best"),
+        ({"finetune_steps": -1}, "finetune_steps is -1; it must not be negative"),
+        ({"learning_seconds": 0}, "learning_seconds is 0, not positive"),
+    ],
+)
+def test_what_cannot_be_learned_with_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        LearningConfig(**options)

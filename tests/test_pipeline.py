@@ -16,7 +16,7 @@ import torch
 
 from dffg.captured import capture
 from dffg.cli import VERIFICATION_FAILED, _console, _show_result
-from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import OutputError
 from dffg.evaluation.data import load_data
 from dffg.evaluation.metrics import Accuracy, compare
@@ -139,12 +139,35 @@ def test_real_data_takes_the_place_of_synthesis(digits: Digits, labelled: Path, 
         np.testing.assert_array_equal(saved["features"], digits.images[:32])
 
 
-def test_four_bits_with_outer_layers_of_eight_are_written_and_verified(digits: Digits, tmp_path: Path) -> None:
-    four_bits = QuantizationConfig(bits="W4A4", first_last_bits=8)
-    result = quantize(digits.model, tmp_path / "out", spec=SPEC, synthesis=QUICK, quantization=four_bits)
+def test_four_bits_are_learned_written_and_verified(digits: Digits, labelled: Path, tmp_path: Path) -> None:
+    four_bits, said = QuantizationConfig(bits="W3A4", first_last_bits=8), []
+    learning = LearningConfig(learning_images=128, reconstruction_steps=150, finetune_steps=5)
+    results = {}
+    for name, config in (("fast", LearningConfig(recipe="fast")), ("learned", learning)):
+        results[name] = quantize(
+            digits.model,
+            tmp_path / name,
+            spec=SPEC,
+            synthesis=QUICK,
+            quantization=four_bits,
+            learning=config,
+            evaluation=load_data(labelled, SPEC, labelled=True),
+            learning_progress=said.append,
+        )
+    assert results["learned"].images.count == 128
+    assert results["fast"].images.count == QUICK.count
+    assert results["learned"].learning.recipe == "balanced"
+    assert results["learned"].seconds.learning > 0
+    assert results["fast"].seconds.learning == 0
+    blocks, steps = said[:-5], said[-5:]
+    assert [state.done for state in blocks] == list(range(1, blocks[0].total + 1))
+    assert [(state.done, state.total) for state in steps] == [(step, 5) for step in range(1, 6)]
+    divergences = {name: found.accuracy.kl_to_float for name, found in results.items() if found.accuracy is not None}
+    assert divergences["learned"] < 0.7 * divergences["fast"]
+    result = results["learned"]
     assert result.verified
     widths = [(layer.weight_bits, layer.activation_bits) for layer in result.layers]
-    assert widths == [(8, 8), *[(4, 4)] * (len(widths) - 2), (8, 8)]
+    assert widths == [(8, 8), *[(3, 4)] * (len(widths) - 2), (8, 8)]
     assert result.kernels.float == 0
 
 

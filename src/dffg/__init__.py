@@ -1,4 +1,4 @@
-"""Data-free quantization: from a trained network to a verified int8 file, without data.
+"""Data-free quantization: from a trained network to a verified file of 8 bits or fewer, without data.
 
 Names are imported when they are first used, so that `import dffg` is cheap and does not import torch.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dffg.captured import Captured, capture
-    from dffg.config import QuantizationConfig, Scheme, SynthesisConfig
+    from dffg.config import LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
     from dffg.images import ImageSpec, SyntheticSet
@@ -24,6 +24,7 @@ __all__ = [
     "Captured",
     "DffgError",
     "ImageSpec",
+    "LearningConfig",
     "QuantizationConfig",
     "Result",
     "Scheme",
@@ -41,7 +42,7 @@ __all__ = [
 
 _HOMES = {
     "captured": ("Captured", "capture"),
-    "config": ("QuantizationConfig", "Scheme", "SynthesisConfig"),
+    "config": ("LearningConfig", "QuantizationConfig", "Scheme", "SynthesisConfig"),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),
     "images": ("ImageSpec", "SyntheticSet"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def output_options(command: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dffg")
 def cli() -> None:
-    """Data-free quantization: from a trained network to a verified int8 file, without data.
+    """Data-free quantization: from a trained network to a verified file of 8 bits or fewer, without data.
 
     MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory or a .pt2 file.
     """
@@ -106,6 +106,7 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options
 @config_options(QuantizationConfig)
+@config_options(LearningConfig)
 @config_options(SynthesisConfig)
 def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Quantize MODEL without data; write a verified model.onnx with a report."""
@@ -127,6 +128,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
             spec=spec,
             synthesis=synthesis,
             quantization=quantization,
+            learning=options["LearningConfig"],
             calibration=calibration,
             evaluation=evaluation,
             name=loaded.name,
@@ -134,6 +136,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
             force=force,
             on_stage=view.stage,
             progress=view.update,
+            learning_progress=view.update_learning,
         )
     return _show_result(result, console, quiet, as_json)
 

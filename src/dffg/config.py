@@ -375,7 +375,7 @@ class LearningConfig:
     """What is learned from the images after ranges are chosen. Options left out are the recipe's."""
 
     recipe: str | None = option(
-        None, "fast learns nothing, balanced and best learn rounding  [default: fast at 8 bits, balanced below]"
+        None, "How much is learned from the images  [default: fast, nothing, at 8 bits; balanced below]", tuple(RECIPES)
     )
     learning_images: int = option(None, "Images to learn from; --images of them choose the ranges.")
     reconstruction_steps: int = option(None, "Steps of learning the rounding of every block.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dffg.captured import Captured, capture
-from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
@@ -26,7 +26,8 @@ from dffg.export.packing import MOST_PACKED_BITS
 from dffg.export.verification import layer_sqnr_db, match_simulation
 from dffg.images import Array, ImageSpec, SyntheticSet
 from dffg.output import check_directory, file_hash, staged_directory
-from dffg.quant.simulate import Quantized, simulate
+from dffg.quant.learning import LearningCallback, learn
+from dffg.quant.simulate import Decided, Quantized, decide
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
 from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
@@ -55,6 +56,7 @@ def quantize(
     input_shape: tuple[int, ...] | None = None,
     synthesis: SynthesisConfig | None = None,
     quantization: QuantizationConfig | None = None,
+    learning: LearningConfig | None = None,
     calibration: Data | None = None,
     evaluation: Data | None = None,
     name: str | None = None,
@@ -62,14 +64,17 @@ def quantize(
     force: bool = False,
     on_stage: StageCallback | None = None,
     progress: ProgressCallback | None = None,
+    learning_progress: LearningCallback | None = None,
 ) -> Result:
-    """From a trained network to a verified int8 file in directory `out`, without data.
+    """From a trained network to a verified quantized file in directory `out`, without data.
 
-    `out` receives `model.onnx`, `images.npz` (the calibration images) and `report.json`, all or nothing. `spec`
-    describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `calibration` takes the place of
+    `out` receives `model.onnx`, `images.npz` (the images it was quantized with) and `report.json`, all or nothing.
+    `spec` describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned
+    from the images beyond ranges; by default, something below 8 bits. `calibration` takes the place of
     synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a `DffgError` that says what to do.
     """
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
+    learning = (learning or LearningConfig()).completed(quantization)
     out = Path(out)
     check_directory(out, force=force)
     clock = _Clock(on_stage)
@@ -78,9 +83,15 @@ def quantize(
             model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
         )
     with clock.stage("synthesis"):
-        images = _calibration_images(captured, synthesis, calibration, progress)
+        wanted = replace(synthesis, count=max(synthesis.count, learning.learning_images if learning.learns else 0))
+        images = _calibration_images(captured, wanted, calibration, progress)
     with clock.stage("calibration"):
-        quantized = simulate(captured, _batches(images.inputs, synthesis.batch_size), quantization)
+        ranges_from = images.inputs[: synthesis.count]
+        decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
+    if learning.learns:
+        with clock.stage("learning"):
+            decided = _learn(decided, torch.from_numpy(images.inputs), learning, synthesis.seed, learning_progress)
+    quantized = decided.insert()
     with staged_directory(out, commit_mark=REPORT_FILE) as staging, tempfile.TemporaryDirectory() as scratch:
         written, reference = staging / MODEL_FILE, Path(scratch) / "float.onnx"
         with clock.stage("export"):
@@ -105,6 +116,7 @@ def quantize(
             images=images.description,
             synthesis=synthesis if calibration is None else None,
             quantization=quantization,
+            learning=learning,
             mixed=quantized.mixed,
             seconds=clock.seconds(),
             peak_memory_bytes=peak_memory_bytes(),
@@ -147,6 +159,13 @@ def _calibration_images(
         passes=passes_per_chain(config),
     )
     return Calibration(inputs=made.inputs, made=made, description=description)
+
+
+def _learn(
+    decided: Decided, images: Tensor, config: LearningConfig, seed: int, progress: LearningCallback | None
+) -> Decided:
+    learned = learn(decided.float_module, decided.parameters, images, config, seed, progress)
+    return replace(decided, parameters=learned)
 
 
 def _source(config: SynthesisConfig) -> str:
@@ -235,7 +254,7 @@ class _Clock:
         self._spent[name] = time.perf_counter() - started
 
     def seconds(self) -> Seconds:
-        stages = ("capture", "synthesis", "calibration", "export", "verify")
+        stages = ("capture", "synthesis", "calibration", "learning", "export", "verify")
         return Seconds(
             **{name: self._spent.get(name, 0.0) for name in stages}, total=time.perf_counter() - self._started
         )

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dffg.config import Budget, QuantizationConfig, SynthesisConfig
+from dffg.config import Budget, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.onnxruntime import Kernels
 from dffg.export.verification import SimulationMatch
@@ -43,7 +43,8 @@ RESULT = Result(
     images=Images(source="synthetic images", count=64, chains=1, steps=16, passes=16),
     synthesis=SynthesisConfig(seed=7),
     quantization=QuantizationConfig(),
-    seconds=Seconds(capture=1.0, synthesis=2.0, calibration=3.0, export=4.0, verify=5.0, total=15.5),
+    learning=LearningConfig().completed(QuantizationConfig()),
+    seconds=Seconds(capture=1.0, synthesis=2.0, calibration=3.0, learning=0.5, export=4.0, verify=5.0, total=15.5),
     peak_memory_bytes=10**9,
     size_bytes={"float": 4000, "quantized": 1000},
     kernels=KERNELS,
@@ -69,7 +70,7 @@ PROMISED = {
     "environment": {"python", "torch", "onnxruntime", "onnx", "numpy", "system", "cpu", "threads", "vnni"},
     "input": {"shape", "mean", "std", "bounds"},
     "images": {"source", "count", "chains", "steps", "passes"},
-    "seconds": {"capture", "synthesis", "calibration", "export", "verify", "total"},
+    "seconds": {"capture", "synthesis", "calibration", "learning", "export", "verify", "total"},
     "peak_memory_bytes": None,
     "size_bytes": {"float", "quantized"},
     "kernels": {"integer", "float"},

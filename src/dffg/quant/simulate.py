@@ -65,12 +65,30 @@ class Quantized:
     mixed: MixedPrecision | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """A folded float network and what was decided about it, before it is written into a graph."""
+
+    float_module: fx.GraphModule
+    parameters: Parameters
+    scheme: Scheme | None
+    mixed: MixedPrecision | None
+
+    def insert(self) -> Quantized:
+        """The quantized graph."""
+        return replace(insert(self.float_module, self.parameters, self.scheme), mixed=self.mixed)
+
+
 def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig | None = None) -> Quantized:
+    """Quantize with `images` (batches of network inputs), without learning; see `decide`."""
+    return decide(captured, images, config or QuantizationConfig()).insert()
+
+
+def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Decided:
     """Fold, equalize, choose widths and ranges with `images` (batches of network inputs), round and correct the biases.
 
     The images are read once; mixed bits and empirical bias correction, which read them again, keep them in memory.
     """
-    config = config or QuantizationConfig()
     float_module, moments = prepare_float(captured, config)
     if config.is_mixed or config.bias_correction == "empirical":
         images = list(images)
@@ -85,7 +103,8 @@ def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationC
         parameters = correct_biases(parameters, expected_errors(float_module, parameters, moments))
     if config.bias_correction == "empirical":
         parameters = correct_biases(parameters, measured_errors(float_module, parameters, images))
-    return replace(insert(float_module, parameters, None if mixed else config.scheme), mixed=mixed)
+    scheme = None if mixed else config.scheme
+    return Decided(float_module=float_module, parameters=parameters, scheme=scheme, mixed=mixed)
 
 
 def prepare_float(captured: Captured, config: QuantizationConfig) -> tuple[fx.GraphModule, dict[str, Moments]]:

@@ -8,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dffg.quant.learning import LearningProgress
 from dffg.synthesis import Progress as SynthesisProgress
 
 
@@ -59,3 +60,10 @@ class ProgressView:
                 f"{loss}images {progress.images}/{progress.count}"
             ),
         )
+
+    def update_learning(self, progress: LearningProgress) -> None:
+        """Show where learning stands."""
+        if self._task is None:
+            self.stage("learning")
+        assert self._task is not None
+        self._bar.update(self._task, total=progress.total, completed=progress.done, detail=progress.detail)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.onnxruntime import Kernels
 from dffg.export.verification import SimulationMatch
@@ -39,6 +39,7 @@ class Seconds:
     capture: float
     synthesis: float
     calibration: float
+    learning: float
     export: float
     verify: float
     total: float
@@ -96,6 +97,7 @@ class Result:
     images: Images
     synthesis: SynthesisConfig | None
     quantization: QuantizationConfig
+    learning: LearningConfig
     seconds: Seconds
     peak_memory_bytes: int | None
     size_bytes: dict[str, int]
