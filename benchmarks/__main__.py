@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, render, speed
+from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, render, speed
 from benchmarks.networks import NETWORKS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -41,6 +41,17 @@ def run_arena(suite: str, networks: list[str], contestants: list[str], seeds: st
 def run_int8(networks: list[str], seeds: list[int], sources: list[str], ranges: list[str]) -> None:
     """Accuracy of W8A8 in ONNX Runtime, by source of the calibration images."""
     int8.run_suite(networks, seeds, sources, ranges)
+
+
+@main.command("lowbits")
+@networks
+@seeds
+@click.option("--sources", default=",".join(lowbits.SOURCES), callback=_names, show_default=True)
+@click.option("--bits", default=",".join(lowbits.BITS), callback=_names, show_default=True)
+@click.option("--methods", default=";".join(lowbits.METHODS), callback=lambda c, p, v: v.split(";"), show_default=True)
+def run_lowbits(networks: list[str], seeds: list[int], sources: list[str], bits: list[str], methods: list[str]) -> None:
+    """Accuracy of fewer bits in ONNX Runtime, by source of the images and by method."""
+    lowbits.run_suite(networks, seeds, sources, bits, methods)
 
 
 @main.command("ablation")

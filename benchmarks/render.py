@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import arena_tables, figures, tables
+from benchmarks import arena_tables, figures, lowbits_tables, tables
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
@@ -26,6 +26,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "arena_full": arena_tables.arena_full_table,
     "arena_claims": arena_tables.claims_table,
     "pareto": arena_tables.pareto_table,
+    "lowbits": lowbits_tables.lowbits_table,
+    "lowbits_runtime": lowbits_tables.lowbits_runtime_table,
 }
 
 

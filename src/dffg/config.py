@@ -354,7 +354,7 @@ class FinetuneConfig:
 
     iterations: int = 300  # Steps of training.
     batch_size: int = 64  # Images of one step.
-    rates: Rates = Rates(weight=2e-3, scale=5e-4, bias=5e-4)
+    rates: Rates = Rates(weight=0.01, scale=1e-3, bias=1e-3)
     reach: float = 1.0  # Steps that a weight may go beyond its integer.
     features: float = 1.0  # Weight of the blocks' results in the loss, beside the answer.
     hard: float = 0.0  # How much images that are answered badly are preferred, 0 to 1.
@@ -366,7 +366,7 @@ class FinetuneConfig:
 RECIPES: dict[str, dict[str, int]] = {
     "fast": {"learning_images": 0, "reconstruction_steps": 0, "finetune_steps": 0},
     "balanced": {"learning_images": 512, "reconstruction_steps": 200, "finetune_steps": 0},
-    "best": {"learning_images": 1024, "reconstruction_steps": 400, "finetune_steps": 400},
+    "best": {"learning_images": 1024, "reconstruction_steps": 300, "finetune_steps": 200},
 }
 
 

@@ -1,0 +1,207 @@
+"""Fewer than 8 bits, in ONNX Runtime: every method of choosing integers, on images from several sources.
+
+The first and the last layer have 8 bits (the convention of BRECQ). Every method starts from the same ranges, and
+fine-tuning goes on from the reconstruction. Cells that are in the results already are not measured again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import records
+from benchmarks.int8 import LAYERWISE_IMAGES
+from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
+from dffg.captured import Captured, capture
+from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig, SynthesisConfig
+from dffg.evaluation.metrics import compare
+from dffg.export.onnx import write_quantized
+from dffg.export.onnxruntime import count_kernels, run
+from dffg.export.verification import match_simulation
+from dffg.images import Array
+from dffg.quant.finetune import finetune
+from dffg.quant.reconstruct import reconstruct
+from dffg.quant.simulate import Decided, decide
+from dffg.synthesis import synthesize_set
+
+SUITE = "lowbits"
+OUTER_BITS = 8
+RANGE_IMAGES = 64
+OURS, NOISE = "dffg", "noise"
+SOURCES = (OURS, REAL, NOISE)
+RANGES, SQUANT, ANALYTIC = "ranges", "squant", "squant, bias"
+RECONSTRUCTION, FINETUNING = "reconstruction", "fine-tuning"
+# Methods that learn nothing from images use them for ranges only.
+FIXED: dict[str, dict[str, Any]] = {
+    RANGES: {},
+    SQUANT: {"weight_rounding": "squant"},
+    ANALYTIC: {"weight_rounding": "squant", "bias_correction": "analytic"},
+}
+METHODS = (*FIXED, RECONSTRUCTION, FINETUNING)
+BITS = ("W6A6", "W4A8", "W4A4", "W3A3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Images to learn from, steps per block and steps of the whole network."""
+
+    images: int
+    steps: int
+    tuning_steps: int
+
+
+BUDGETS = {
+    "cifar10_resnet20": Budget(images=1024, steps=300, tuning_steps=200),
+    "cifar10_resnet56": Budget(images=1024, steps=300, tuning_steps=200),
+    "efficientnet_lite0": Budget(images=256, steps=200, tuning_steps=0),
+    "mobilenet_v2": Budget(images=256, steps=200, tuning_steps=0),
+}
+
+
+def run_suite(networks: list[str], seeds: list[int], sources: list[str], bits: list[str], methods: list[str]) -> None:
+    """Measure every cell that is not in the results yet, and append it."""
+    done = {key(record) for record in records.read(SUITE)}
+    for benchmark in load_benchmarks(networks):
+        captured, budget = capture(benchmark.model, spec=benchmark.spec), BUDGETS[benchmark.name]
+        reference = outputs_of(benchmark.model, benchmark.evaluation)
+        for seed in seeds:
+            for source in sources:
+                wanted = [cell for cell in cells(benchmark.name, source, seed, bits, methods) if key(cell) not in done]
+                if not wanted:
+                    continue
+                images = torch.from_numpy(make(benchmark, captured, source, seed, budget.images))
+                for cell, decided, seconds in _decided(captured, images, wanted):
+                    measured = _measure(benchmark, captured, decided, reference)
+                    records.append(SUITE, {**cell, "seconds": seconds, **measured})
+                    print(_summary({**cell, "seconds": seconds, **measured}), flush=True)
+
+
+def cells(network: str, source: str, seed: int, bits: list[str], methods: list[str]) -> list[dict[str, Any]]:
+    """Every combination, with the whole configuration of what makes it."""
+    budget = BUDGETS[network]
+    return [
+        {
+            "network": network,
+            "source": source,
+            "seed": seed,
+            "bits": width,
+            "method": method,
+            "config": {
+                "synthesis": asdict(SynthesisConfig(count=budget.images, seed=seed)) if source == OURS else {},
+                "quantization": asdict(quantization(width, method)),
+                "reconstruction": asdict(reconstruction(budget, seed)) if method not in FIXED else {},
+                "finetuning": asdict(finetuning(budget, seed)) if method == FINETUNING else {},
+                "images": budget.images,
+            },
+        }
+        for width in bits
+        for method in methods
+        if method != FINETUNING or budget.tuning_steps
+    ]
+
+
+def key(record: dict[str, Any]) -> str:
+    """What makes a cell: where a default has changed since, it is another one."""
+    return repr([record[name] for name in ("network", "source", "seed", "bits", "method", "config")])
+
+
+def quantization(bits: str, method: str) -> QuantizationConfig:
+    """Widths, and how integers are chosen before anything is learned."""
+    return QuantizationConfig(bits=bits, first_last_bits=OUTER_BITS, **FIXED.get(method, {}))
+
+
+def reconstruction(budget: Budget, seed: int) -> ReconstructionConfig:
+    """Learning of the rounding, block by block."""
+    return ReconstructionConfig(iterations=budget.steps, seed=seed)
+
+
+def finetuning(budget: Budget, seed: int) -> FinetuneConfig:
+    """Training of the whole network."""
+    return FinetuneConfig(iterations=budget.tuning_steps, seed=seed)
+
+
+def make(benchmark: Benchmark, captured: Captured, source: str, seed: int, count: int) -> Array:
+    """Images of a source, as network inputs."""
+    if source == REAL:
+        return benchmark.real_images(count, seed)
+    if source == NOISE:
+        noise = np.random.default_rng(seed).standard_normal((count, *benchmark.spec.shape))
+        return noise.astype(np.float32)
+    return synthesize_set(captured, SynthesisConfig(count=count, seed=seed)).inputs
+
+
+def _decided(
+    captured: Captured, images: Tensor, wanted: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], Decided, float]]:
+    """Each cell with what its method decides and the seconds that took; fine-tuning's include the reconstruction."""
+    reconstructed: dict[str, tuple[Decided, float]] = {}
+    for cell in wanted:
+        bits, method, seed, budget = cell["bits"], cell["method"], cell["seed"], BUDGETS[cell["network"]]
+        if method in FIXED:
+            yield cell, *_timed(_ranged, captured, images, bits, method)
+            continue
+        if bits not in reconstructed:
+            reconstructed[bits] = _timed(_reconstructed, captured, images, bits, budget, seed)
+        decided, seconds = reconstructed[bits]
+        if method == FINETUNING:
+            decided, more = _timed(_finetuned, decided, images, budget, seed)
+            seconds += more
+        yield cell, decided, seconds
+
+
+def _timed(work: Callable[..., Decided], *arguments: Any) -> tuple[Decided, float]:
+    started = time.perf_counter()
+    return work(*arguments), time.perf_counter() - started
+
+
+def _ranged(captured: Captured, images: Tensor, bits: str, method: str) -> Decided:
+    return decide(captured, torch.split(images[:RANGE_IMAGES], 16), quantization(bits, method))
+
+
+def _reconstructed(captured: Captured, images: Tensor, bits: str, budget: Budget, seed: int) -> Decided:
+    decided = _ranged(captured, images, bits, RECONSTRUCTION)
+    learned = reconstruct(decided.float_module, decided.parameters, images, reconstruction(budget, seed))
+    return replace(decided, parameters=learned)
+
+
+def _finetuned(decided: Decided, images: Tensor, budget: Budget, seed: int) -> Decided:
+    learned = finetune(decided.float_module, decided.parameters, images, finetuning(budget, seed))
+    return replace(decided, parameters=learned)
+
+
+def _measure(benchmark: Benchmark, captured: Captured, decided: Decided, reference: Array) -> dict[str, Any]:
+    assert benchmark.evaluation.labels is not None
+    quantized = decided.insert()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_quantized(quantized, captured.spec, path)
+        answer = np.concatenate(list(run(path, benchmark.evaluation.batches())))
+        first = torch.from_numpy(next(benchmark.evaluation.batches(LAYERWISE_IMAGES)))
+        match, kernels = match_simulation(quantized, path, first), count_kernels(path)
+        size = path.stat().st_size
+    accuracy = compare(reference, answer, benchmark.evaluation.labels)
+    return {
+        **asdict(accuracy),
+        "size_bytes": size,
+        "integer_kernels": kernels.integer,
+        "float_kernels": kernels.float,
+        "layerwise_equal_share": match.equal_share,
+        "layerwise_max_steps": match.max_abs_difference_in_steps,
+        "verified": match.holds,
+    }
+
+
+def _summary(cell: dict[str, Any]) -> str:
+    return (
+        f"{cell['network']:20} {cell['source']:12} seed {cell['seed']} {cell['bits']} {cell['method']:16} "
+        f"{cell['seconds']:7.1f} s  drop {cell['drop_points']:6.2f} +- {cell['standard_error']:.2f}  "
+        f"KL {cell['kl_to_float']:.4f}  verified {cell['verified']}"
+    )

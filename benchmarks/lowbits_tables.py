@@ -1,0 +1,71 @@
+"""Tables of fewer than 8 bits."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks import lowbits, records
+from benchmarks.tables import Records, latest, spread, unique
+
+_NONE = "-"
+
+
+def results() -> Records:
+    """The newest result of every cell with today's settings."""
+    stored = latest(records.read(lowbits.SUITE), ("network", "source", "seed", "bits", "method"))
+    return [record for record in stored if _is_current(record)]
+
+
+def _is_current(record: dict[str, object]) -> bool:
+    names = [str(record[name]) for name in ("network", "source", "bits", "method")]
+    network, source, bits, method = names
+    seed = int(str(record["seed"]))
+    cells = lowbits.cells(network, source, seed, [bits], [method]) if network in lowbits.BUDGETS else []
+    return any(lowbits.key(cell) == lowbits.key(record) for cell in cells)
+
+
+def lowbits_table() -> str:
+    """Drops from float in points by widths, method and source; mean and deviation over seeds."""
+    found = results()
+    lines = [
+        "| network (float top-1, images) | widths | method | seeds | synthetic | real images | noise | paired SE "
+        "| seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for network in unique(found, "network"):
+        for bits in lowbits.BITS:
+            for method in lowbits.METHODS:
+                cell = [r for r in found if (r["network"], r["bits"], r["method"]) == (network, bits, method)]
+                if cell:
+                    lines.append(_row(network, bits, method, cell))
+    return "\n".join(lines)
+
+
+def _row(network: str, bits: str, method: str, cell: Records) -> str:
+    by_source = {source: [r for r in cell if r["source"] == source] for source in lowbits.SOURCES}
+    drops = [spread(part, "drop_points") if part else _NONE for part in by_source.values()]
+    ours = by_source[lowbits.OURS] or cell
+    error = statistics.mean(r["standard_error"] for r in ours)
+    seconds = statistics.median(r["seconds"] for r in ours)
+    head = f"{network} ({cell[0]['float_top1']:.2f} %, {cell[0]['count']})"
+    seeds = len({r["seed"] for r in ours})
+    return f"| {head} | {bits} | {method} | {seeds} | {' | '.join(drops)} | {error:.2f} | {seconds:.0f} |"
+
+
+def lowbits_runtime_table() -> str:
+    """What the runtime does with the written files: kernels, agreement with the simulation layer by layer, size."""
+    found = [r for r in results() if r["source"] == lowbits.OURS]
+    lines = [
+        "| network | widths | files | all integer kernels | integers equal, worst layer | most steps apart | KB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for network in unique(found, "network"):
+        for bits in lowbits.BITS:
+            cell = [r for r in found if (r["network"], r["bits"]) == (network, bits)]
+            if cell:
+                equal = min(r["layerwise_equal_share"] for r in cell)
+                steps = max(r["layerwise_max_steps"] for r in cell)
+                size = statistics.median(r["size_bytes"] for r in cell) / 1000
+                integer = sum(r["float_kernels"] == 0 for r in cell)
+                lines.append(f"| {network} | {bits} | {len(cell)} | {integer} | {equal:.3%} | {steps} | {size:.0f} |")
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""The low-bit benchmark, whole, on a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import lowbits, records
+from tests.benchmarks.small import small_benchmark
+
+METHODS = list(lowbits.METHODS)
+SOURCES = list(lowbits.SOURCES)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(lowbits, "load_benchmarks", lambda names: iter([small_benchmark()]))
+    monkeypatch.setitem(lowbits.BUDGETS, "small", lowbits.Budget(images=48, steps=60, tuning_steps=5))
+    return "small"
+
+
+def run(name: str, **parts: Any) -> list[dict[str, Any]]:
+    chosen = {"seeds": [0], "sources": SOURCES, "bits": ["W3A4"], "methods": METHODS, **parts}
+    lowbits.run_suite([name], *chosen.values())
+    return records.read(lowbits.SUITE)
+
+
+def test_every_cell_is_measured_once_in_the_runtime(small: str) -> None:
+    first = run(small)
+    assert [(cell["source"], cell["method"]) for cell in first] == [(s, m) for s in SOURCES for m in METHODS]
+    assert all(cell["verified"] and cell["float_kernels"] == 0 for cell in first)
+    assert run(small) == first
+    assert len(run(small, seeds=[1], sources=["dffg"], methods=["ranges"])) == len(first) + 1
+
+
+def test_learning_is_nearer_to_float_than_ranges_and_its_seconds_add_up(small: str) -> None:
+    cells = {cell["method"]: cell for cell in run(small, sources=["dffg"])}
+    assert cells["reconstruction"]["kl_to_float"] < cells["ranges"]["kl_to_float"]
+    assert cells["fine-tuning"]["seconds"] > cells["reconstruction"]["seconds"] > cells["ranges"]["seconds"]
+    assert cells["fine-tuning"]["kl_to_float"] != cells["reconstruction"]["kl_to_float"]
+
+
+def test_a_network_without_steps_of_tuning_has_no_such_cell(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lowbits.BUDGETS, "small", lowbits.Budget(images=48, steps=5, tuning_steps=0))
+    assert {cell["method"] for cell in run(small, sources=["dffg"])} == {*METHODS} - {"fine-tuning"}
