@@ -70,14 +70,14 @@ def run_suite(networks: list[str], seeds: list[int], sources: list[str], bits: l
     """Measure every cell that is not in the results yet, and append it."""
     done = {key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
-        captured, budget = capture(benchmark.model, spec=benchmark.spec), BUDGETS[benchmark.name]
+        captured = capture(benchmark.model, spec=benchmark.spec)
         reference = outputs_of(benchmark.model, benchmark.evaluation)
         for seed in seeds:
             for source in sources:
                 wanted = [cell for cell in cells(benchmark.name, source, seed, bits, methods) if key(cell) not in done]
                 if not wanted:
                     continue
-                images = torch.from_numpy(make(benchmark, captured, source, seed, budget.images))
+                images = Sets(benchmark, captured, source, seed)
                 for cell, decided, seconds in _decided(captured, images, wanted):
                     measured = _measure(benchmark, captured, decided, reference)
                     records.append(SUITE, {**cell, "seconds": seconds, **measured})
@@ -95,11 +95,11 @@ def cells(network: str, source: str, seed: int, bits: list[str], methods: list[s
             "bits": width,
             "method": method,
             "config": {
-                "synthesis": asdict(SynthesisConfig(count=budget.images, seed=seed)) if source == OURS else {},
+                "synthesis": asdict(synthesis(budget, method, seed)) if source == OURS else {},
                 "quantization": asdict(quantization(width, method)),
                 "reconstruction": asdict(reconstruction(budget, seed)) if method not in FIXED else {},
                 "finetuning": asdict(finetuning(budget, seed)) if method == FINETUNING else {},
-                "images": budget.images,
+                "images": RANGE_IMAGES if method in FIXED else budget.images,
             },
         }
         for width in bits
@@ -118,6 +118,12 @@ def quantization(bits: str, method: str) -> QuantizationConfig:
     return QuantizationConfig(bits=bits, first_last_bits=OUTER_BITS, **FIXED.get(method, {}))
 
 
+def synthesis(budget: Budget, method: str, seed: int) -> SynthesisConfig:
+    """Ours for ranges, or for learning."""
+    config = SynthesisConfig(count=RANGE_IMAGES, seed=seed)
+    return config if method in FIXED else config.for_learning(budget.images)
+
+
 def reconstruction(budget: Budget, seed: int) -> ReconstructionConfig:
     """Learning of the rounding, block by block."""
     return ReconstructionConfig(iterations=budget.steps, seed=seed)
@@ -128,23 +134,39 @@ def finetuning(budget: Budget, seed: int) -> FinetuneConfig:
     return FinetuneConfig(iterations=budget.tuning_steps, seed=seed)
 
 
-def make(benchmark: Benchmark, captured: Captured, source: str, seed: int, count: int) -> Array:
-    """Images of a source, as network inputs."""
-    if source == REAL:
-        return benchmark.real_images(count, seed)
-    if source == NOISE:
-        noise = np.random.default_rng(seed).standard_normal((count, *benchmark.spec.shape))
-        return noise.astype(np.float32)
-    return synthesize_set(captured, SynthesisConfig(count=count, seed=seed)).inputs
+class Sets:
+    """Images of a source for a method, made when they are first asked for."""
+
+    def __init__(self, benchmark: Benchmark, captured: Captured, source: str, seed: int) -> None:
+        self._benchmark, self._captured = benchmark, captured
+        self._source, self._seed = source, seed
+        self._made: dict[bool, Tensor] = {}
+
+    def of(self, method: str) -> Tensor:
+        """Network inputs, (count, *shape)."""
+        learns = method not in FIXED
+        if learns not in self._made:
+            self._made[learns] = torch.from_numpy(self._make(method))
+        return self._made[learns]
+
+    def _make(self, method: str) -> Array:
+        config = synthesis(BUDGETS[self._benchmark.name], method, self._seed)
+        if self._source == REAL:
+            return self._benchmark.real_images(config.count, self._seed)
+        if self._source == NOISE:
+            noise = np.random.default_rng(self._seed).standard_normal((config.count, *self._benchmark.spec.shape))
+            return noise.astype(np.float32)
+        return synthesize_set(self._captured, config).inputs
 
 
 def _decided(
-    captured: Captured, images: Tensor, wanted: list[dict[str, Any]]
+    captured: Captured, sets: Sets, wanted: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], Decided, float]]:
     """Each cell with what its method decides and the seconds that took; fine-tuning's include the reconstruction."""
     reconstructed: dict[str, tuple[Decided, float]] = {}
     for cell in wanted:
         bits, method, seed, budget = cell["bits"], cell["method"], cell["seed"], BUDGETS[cell["network"]]
+        images = sets.of(method)
         if method in FIXED:
             yield cell, *_timed(_ranged, captured, images, bits, method)
             continue

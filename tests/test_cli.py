@@ -195,6 +195,7 @@ def test_report_of_a_run_holds_what_was_asked_for(finished):
     assert [layer["name"] for layer in report["layers"]] == ["0", "3", "8"]
     assert report["peak_memory_bytes"] > 0
     stages = report["seconds"]
+    assert stages.pop("learning") == 0
     assert all(value > 0 for value in stages.values())
     assert stages["total"] >= sum(value for name, value in stages.items() if name != "total")
     assert any("assuming pixels in [0, 1]" in note for note in report["notes"])

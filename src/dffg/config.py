@@ -27,6 +27,9 @@ FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "variability_strength": 0.5,
     "variability_samples": 2,
 }
+# What differs where images are learned from and do not only set ranges: there, nearer to the statistics is better, and
+# views of an image teach what the network never sees.
+LEARNING_DEFAULTS: dict[str, Any] = {"slack": 0.0, "variability": "none"}
 # The attacks as published, turned downhill: MI and NI never forget; VMI has 2 samples in place of 20, which would cost
 # 21 passes a step; DI flips and rolls besides. Step size, start and bounds are ours, and the loss, matched exactly.
 _ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "slack": 0.0, "variability": "none"}
@@ -148,6 +151,15 @@ class SynthesisConfig:
     def is_fast_gradient(self) -> bool:
         """Whether the generator is ours or one of its settings that have a name of their own."""
         return "decay" in GENERATOR_DEFAULTS[self.generator]
+
+    def for_learning(self, count: int) -> SynthesisConfig:
+        """At least so many images to learn from; settings of ours at their defaults become those of learning."""
+        changes = {
+            name: value
+            for name, value in LEARNING_DEFAULTS.items()
+            if self.generator == "dffg" and getattr(self, name) == FAST_GRADIENT_DEFAULTS[name]
+        }
+        return replace(self, count=max(count, self.count), **changes)
 
     def _fill(self, name: str, value: Any) -> None:
         if getattr(self, name) is None:

@@ -83,8 +83,8 @@ def quantize(
             model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
         )
     with clock.stage("synthesis"):
-        wanted = replace(synthesis, count=max(synthesis.count, learning.learning_images if learning.learns else 0))
-        images = _calibration_images(captured, wanted, calibration, progress)
+        made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
+        images = _calibration_images(captured, made_with, calibration, progress)
     with clock.stage("calibration"):
         ranges_from = images.inputs[: synthesis.count]
         decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
@@ -114,7 +114,7 @@ def quantize(
             environment=describe_environment(torch.get_num_threads()),
             input=captured.spec,
             images=images.description,
-            synthesis=synthesis if calibration is None else None,
+            synthesis=made_with if calibration is None else None,
             quantization=quantization,
             learning=learning,
             mixed=quantized.mixed,

@@ -185,7 +185,7 @@ def test_blocks_in_a_row_answer_what_the_quantized_network_does(name):
         value = network.quantized(blocks[0].input, x)
         for block in blocks:
             value = network.block(block.input, block.output).eval()(value)
-    assert float((value - expected).square().mean()) < 1e-4 * float(expected.square().mean())
+    assert float((value - expected).square().mean()) < 5e-4 * float(expected.square().mean())
 
 
 def test_steps_shrink_along_half_a_cosine():
