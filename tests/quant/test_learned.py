@@ -4,6 +4,7 @@ from torch import nn
 
 from dffg.config import QuantizationConfig, Rates
 from dffg.fold import fold_batch_norms
+from dffg.graph import aten, calls
 from dffg.quant.affine import QParams, dequantize, fake_quantize, quantize, weight_qparams
 from dffg.quant.blocks import find_blocks
 from dffg.quant.calibrate import calibrate
@@ -208,3 +209,20 @@ def test_a_confined_weight_stays_near_its_start(reach):
         confine_weights(nn.ModuleList([learned]))
         expected = torch.tensor([ends]) + direction * reach
         assert torch.equal(learned.position.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["conv", "inverted-residual"])
+def test_scales_behind_a_relu6_never_learn_more_than_six(name):
+    """Saturation stands for the ReLU6 in the file, so that a wider range would change the network."""
+    module, parameters = decided(name)
+    network = LearnedNetwork(module, parameters, where_rounded)
+    with torch.no_grad():
+        for activation in network.activations.values():
+            activation.stretch.fill_(4.0)
+    learned, clipped = network.parameters().activations, 0
+    for node in place(module).absorbed:
+        if calls(node, aten.hardtanh.default, aten.relu6.default):
+            assert learned[node.name].range[1] <= 6.0
+            clipped += 1
+    assert clipped
+    assert any(qparams.range[1] > 6.0 for qparams in learned.values())
