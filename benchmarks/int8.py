@@ -45,7 +45,7 @@ def _real(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
 
 
 def _noise(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
-    return np.random.default_rng(seed).standard_normal((COUNT, *benchmark.spec.shape)).astype(np.float32)
+    return benchmark.noise(COUNT, seed)
 
 
 def _uniform(benchmark: Benchmark, captured: Captured, seed: int) -> Array:

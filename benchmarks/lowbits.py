@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import records
-from benchmarks.int8 import LAYERWISE_IMAGES
+from benchmarks.int8 import LAYERWISE_IMAGES, OURS
 from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
 from dffg.captured import Captured, capture
 from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig, SynthesisConfig
@@ -35,7 +35,7 @@ from dffg.synthesis import synthesize_set
 SUITE = "lowbits"
 OUTER_BITS = 8
 RANGE_IMAGES = 64
-OURS, NOISE = "dffg", "noise"
+NOISE = "noise"
 SOURCES = (OURS, REAL, NOISE)
 RANGES, SQUANT, ANALYTIC = "ranges", "squant", "squant, bias"
 RECONSTRUCTION, FINETUNING = "reconstruction", "fine-tuning"
@@ -154,8 +154,7 @@ class Sets:
         if self._source == REAL:
             return self._benchmark.real_images(config.count, self._seed)
         if self._source == NOISE:
-            noise = np.random.default_rng(self._seed).standard_normal((config.count, *self._benchmark.spec.shape))
-            return noise.astype(np.float32)
+            return self._benchmark.noise(config.count, self._seed)
         return synthesize_set(self._captured, config).inputs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks import lowbits, records
+from benchmarks.int8 import OURS
 from benchmarks.tables import Records, latest, spread, unique
 
 _NONE = "-"
@@ -44,7 +45,7 @@ def lowbits_table() -> str:
 def _row(network: str, bits: str, method: str, cell: Records) -> str:
     by_source = {source: [r for r in cell if r["source"] == source] for source in lowbits.SOURCES}
     drops = [spread(part, "drop_points") if part else _NONE for part in by_source.values()]
-    ours = by_source[lowbits.OURS] or cell
+    ours = by_source[OURS] or cell
     error = statistics.mean(r["standard_error"] for r in ours)
     seconds = statistics.median(r["seconds"] for r in ours)
     head = f"{network} ({cell[0]['float_top1']:.2f} %, {cell[0]['count']})"
@@ -54,7 +55,7 @@ def _row(network: str, bits: str, method: str, cell: Records) -> str:
 
 def lowbits_runtime_table() -> str:
     """What the runtime does with the written files: kernels, agreement with the simulation layer by layer, size."""
-    found = [r for r in results() if r["source"] == lowbits.OURS]
+    found = [r for r in results() if r["source"] == OURS]
     lines = [
         "| network | widths | files | all integer kernels | integers equal, worst layer | most steps apart | KB |",
         "|---|---|---|---|---|---|---|",

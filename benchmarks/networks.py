@@ -39,6 +39,10 @@ class Benchmark:
     calibration: Data
     evaluation: Data
 
+    def noise(self, count: int, seed: int) -> Array:
+        """N(0, 1) in the units of the network's input."""
+        return np.random.default_rng(seed).standard_normal((count, *self.spec.shape)).astype(np.float32)
+
     def real_images(self, count: int, seed: int) -> Array:
         """A random part of the real calibration data."""
         chosen = np.random.default_rng(seed).permutation(len(self.calibration))[:count]

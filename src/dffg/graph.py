@@ -51,6 +51,16 @@ def layer_name(node: fx.Node) -> str:
     return path or node.name
 
 
+def groups_of(layer: fx.Node) -> int:
+    """Groups of a convolution; 1 of a linear layer."""
+    return int(argument(layer, 6, 1))
+
+
+def nodes_by_name(module: fx.GraphModule) -> dict[str, fx.Node]:
+    """Every node of a graph."""
+    return {node.name: node for node in module.graph.nodes}
+
+
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
     """A module with its own graph, whose tensors are shared with the original."""
     graph = fx.Graph()

@@ -7,7 +7,7 @@ from dffg.fold import fold_batch_norms
 from dffg.graph import aten, calls
 from dffg.quant.affine import QParams, dequantize, fake_quantize, quantize, weight_qparams
 from dffg.quant.blocks import find_blocks
-from dffg.quant.calibrate import calibrate
+from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.learned import (
     LearnedActivation,
     LearnedBias,
@@ -47,7 +47,8 @@ def decided(name, bits="W4A4"):
     placement = place(module)
     widths = uniform_widths(module, placement, config)
     images = [inputs(NETWORKS[name][1], 16, seed=1)]
-    activations = calibrate(module, placement, images, network.spec, widths, config)
+    seen = observe(module, observed_tensors(placement), images)
+    activations = choose_ranges(seen, placement, network.spec, widths, config)
     return module, Parameters(activations=activations, layers=round_layers(module, widths, config))
 
 
@@ -100,7 +101,7 @@ def test_an_activation_is_fake_quantized_as_in_the_simulation(zero_point):
     qparams = QParams(
         scale=torch.tensor(0.3), zero_point=torch.tensor(zero_point, dtype=torch.uint8), quant_min=0, quant_max=15
     )
-    learned = LearnedActivation(qparams, 0.5, None).eval()
+    learned = LearnedActivation(qparams, 0.5).eval()
     torch.testing.assert_close(learned(x).detach(), fake_quantize(x, qparams))
 
 
@@ -109,7 +110,7 @@ def test_gradients_of_an_activation_are_those_of_autograd_through_the_formula():
     x = (2 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
     weight = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     qparams = QParams(scale=torch.tensor(0.3), zero_point=torch.tensor(5, dtype=torch.uint8), quant_min=0, quant_max=15)
-    learned = LearnedActivation(qparams, 0.0, None)
+    learned = LearnedActivation(qparams, 0.0)
     (learned(x) * weight).sum().backward()
     scale = torch.tensor(0.3, requires_grad=True)
     copy = x.detach().clone().requires_grad_()
@@ -122,7 +123,7 @@ def test_gradients_of_an_activation_are_those_of_autograd_through_the_formula():
 def test_while_learning_a_share_of_an_activation_stays_as_it_is():
     x = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     qparams = QParams(scale=torch.tensor(0.3), zero_point=torch.tensor(5, dtype=torch.uint8), quant_min=0, quant_max=15)
-    learned = LearnedActivation(qparams, 0.25, None)
+    learned = LearnedActivation(qparams, 0.25)
     torch.manual_seed(0)
     answer = learned(x).detach()
     kept = answer == x

@@ -8,6 +8,7 @@ from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.fold import fold_batch_norms
 from dffg.images import ImageSpec
+from dffg.quant.calibrate import observe, observed_tensors
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare
 from dffg.quant.sensitivity import FloatRun
@@ -24,7 +25,9 @@ def posed(name, count=8, **options):
     network = captured(name)
     module = prepare(fold_batch_norms(network))
     images = [inputs(NETWORKS[name][1], count, seed=1)]
-    return pose(module, place(module), images, network.spec, QuantizationConfig(bits="mixed", **options))
+    placement = place(module)
+    seen = observe(module, observed_tensors(placement), images)
+    return pose(module, placement, images, seen, network.spec, QuantizationConfig(bits="mixed", **options))
 
 
 @pytest.mark.parametrize(

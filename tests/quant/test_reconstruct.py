@@ -7,8 +7,8 @@ from dffg.config import FinetuneConfig, QuantizationConfig, Rates, Reconstructio
 from dffg.graph import stored_tensor
 from dffg.quant.affine import dequantize
 from dffg.quant.blocks import find_blocks
+from dffg.quant.divergence import divergence
 from dffg.quant.finetune import (
-    answer_divergence,
     feature_error,
     finetune,
     relative_hardness,
@@ -134,9 +134,9 @@ def test_the_divergence_is_zero_for_the_same_answer_and_that_of_scipy_for_anothe
     from scipy.special import rel_entr, softmax
 
     expected, answer = (torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    assert torch.allclose(answer_divergence(expected, expected), torch.zeros(6), atol=1e-6)
+    assert torch.allclose(divergence(expected, expected), torch.zeros(6), atol=1e-6)
     oracle = rel_entr(softmax(expected.numpy(), 1), softmax(answer.numpy(), 1)).sum(1)
-    torch.testing.assert_close(answer_divergence(expected, answer), torch.from_numpy(oracle))
+    torch.testing.assert_close(divergence(expected, answer), torch.from_numpy(oracle))
 
 
 def test_the_feature_error_is_relative_and_averaged_over_blocks():

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from dffg.config import QuantizationConfig
 from dffg.fold import fold_batch_norms
 from dffg.graph import Tap, copy_module
-from dffg.quant.calibrate import calibrate
+from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.parameters import round_layers
 from dffg.quant.placement import place, prepare
 from dffg.quant.sensitivity import MEASURES, FloatRun, dependents, measure_inputs, measure_weights, relative_noise
@@ -29,7 +29,8 @@ class Case:
         config = QuantizationConfig(bits="W3A3")
         widths = uniform_widths(self.module, self.placement, config)
         self.layers = round_layers(self.module, widths, config)
-        self.ranges = calibrate(self.module, self.placement, [self.images], network.spec, widths, config)
+        seen = observe(self.module, observed_tensors(self.placement), [self.images])
+        self.ranges = choose_ranges(seen, self.placement, network.spec, widths, config)
         self.readers = {}
         for layer in quantized_layers(self.module):
             self.readers.setdefault(input_tensor(layer, self.placement).name, []).append(layer)

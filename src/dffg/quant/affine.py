@@ -98,6 +98,11 @@ def widen_for_bias(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) -> T
     return torch.maximum(weight_scale, bias.abs() / (input_scale * 2.0**30))
 
 
+def per_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """Values of the output channels (channels,), shaped to be used on a weight (channels, ...)."""
+    return values.reshape(-1, *[1] * (weight.dim() - 1))
+
+
 def _broadcast(qparams: QParams, dims: int) -> tuple[Tensor, Tensor]:
     shape = () if qparams.axis is None else [-1 if dim == qparams.axis else 1 for dim in range(dims)]
     return qparams.scale.reshape(shape), qparams.zero_point.to(torch.float32).reshape(shape)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dffg.graph import LINEAR, Tap, calls, stored_tensor
+from dffg.graph import LINEAR, Tap, calls, groups_of, stored_tensor
 from dffg.quant.affine import dequantize
-from dffg.quant.moments import Moments, groups_of, propagate, response
+from dffg.quant.moments import Moments, propagate, response
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.widths import quantized_layers
 

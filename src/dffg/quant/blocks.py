@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
-from dffg.graph import CONVOLUTIONS, argument, calls, stored_tensor
+from dffg.graph import CONVOLUTIONS, calls, groups_of, nodes_by_name, stored_tensor
 from dffg.quant.widths import quantized_layers
 
 
@@ -27,7 +27,7 @@ def find_blocks(module: fx.GraphModule) -> tuple[Block, ...]:
     around it: alone it has too little to learn, and the tensors beside it are the widest of the network.
     """
     regions = _regions(module)
-    merged: list[list[_Region]] = []
+    merged: list[list[Block]] = []
     while regions:
         taken = _take(module, regions)
         merged.append(regions[:taken])
@@ -38,16 +38,10 @@ def find_blocks(module: fx.GraphModule) -> tuple[Block, ...]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Region:
-    input: str
-    output: str
-    layers: tuple[str, ...]
-
-
-def _regions(module: fx.GraphModule) -> list[_Region]:
+def _regions(module: fx.GraphModule) -> list[Block]:
+    """Blocks before any are merged: what lies between two cuts."""
     layers = {node.name for node in quantized_layers(module)}
-    regions: list[_Region] = []
+    regions: list[Block] = []
     start, inside = "", []
     for node, is_cut in _cuts(module):
         if node.op == "placeholder":
@@ -57,9 +51,9 @@ def _regions(module: fx.GraphModule) -> list[_Region]:
         if not is_cut:
             continue
         if inside:
-            regions.append(_Region(input=start, output=node.name, layers=tuple(inside)))
+            regions.append(Block(input=start, output=node.name, layers=tuple(inside)))
         elif regions:
-            regions[-1] = _Region(input=regions[-1].input, output=node.name, layers=regions[-1].layers)
+            regions[-1] = replace(regions[-1], output=node.name)
         # What comes before the first layer is computed together with it.
         start, inside = (node.name, []) if regions else (start, inside)
     return regions
@@ -76,7 +70,7 @@ def _cuts(module: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
     return found
 
 
-def _take(module: fx.GraphModule, regions: list[_Region]) -> int:
+def _take(module: fx.GraphModule, regions: list[Block]) -> int:
     """How many regions make the next block."""
     start = 1 if _is_pointwise(module, regions[0]) else 0
     if start >= len(regions) or not _is_depthwise(module, regions[start]):
@@ -87,21 +81,21 @@ def _take(module: fx.GraphModule, regions: list[_Region]) -> int:
     return end + 1 if end < len(regions) else start + 1
 
 
-def _is_depthwise(module: fx.GraphModule, region: _Region) -> bool:
+def _is_depthwise(module: fx.GraphModule, region: Block) -> bool:
     weight, groups = _weight_and_groups(module, region)
     return groups > 1 and weight[1] == 1
 
 
-def _is_pointwise(module: fx.GraphModule, region: _Region) -> bool:
+def _is_pointwise(module: fx.GraphModule, region: Block) -> bool:
     weight, groups = _weight_and_groups(module, region)
     return groups == 1 and bool(weight[2:]) and set(weight[2:]) == {1}
 
 
-def _weight_and_groups(module: fx.GraphModule, region: _Region) -> tuple[tuple[int, ...], int]:
+def _weight_and_groups(module: fx.GraphModule, region: Block) -> tuple[tuple[int, ...], int]:
     """Shape of the weight of a region of one convolution; nothing that matches for other regions."""
     if len(region.layers) != 1:
         return (), 0
-    node = next(node for node in module.graph.nodes if node.name == region.layers[0])
+    node = nodes_by_name(module)[region.layers[0]]
     if not calls(node, *CONVOLUTIONS):
         return (), 0
-    return tuple(stored_tensor(module, node.args[1]).shape), int(argument(node, 6, 1))
+    return tuple(stored_tensor(module, node.args[1]).shape), groups_of(node)  # type: ignore[arg-type]

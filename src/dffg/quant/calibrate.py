@@ -18,22 +18,6 @@ from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
 from dffg.quant.widths import BitWidths
 
 
-def calibrate(
-    module: fx.GraphModule,
-    placement: Placement,
-    images: Iterable[Tensor],
-    spec: ImageSpec,
-    widths: BitWidths,
-    config: QuantizationConfig,
-) -> dict[str, QParams]:
-    """Scale and zero point of every tensor with a range of its own, by node name.
-
-    `images` is any stream of batches of network inputs, whatever made them; it is read once. The input's range is the
-    legal pixel range, known without data.
-    """
-    return choose_ranges(observe(module, observed_tensors(placement), images), placement, spec, widths, config)
-
-
 def observed_tensors(placement: Placement) -> list[str]:
     """Quantized tensors whose range must be learned from images."""
     return [node.name for node, source in placement.source.items() if source is node and node.op != "placeholder"]

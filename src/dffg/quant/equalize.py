@@ -16,11 +16,13 @@ from dffg.graph import (
     argument,
     calls,
     copy_module,
+    groups_of,
     layer_name,
     optional_tensor,
     stored_tensor,
 )
-from dffg.quant.moments import Moments, groups_of, response
+from dffg.quant.affine import per_channel
+from dffg.quant.moments import Moments, response
 from dffg.quant.placement import clip_bounds, integer_inputs, is_fused_padding
 from dffg.quant.widths import quantized_layers
 
@@ -112,7 +114,7 @@ def _equalize_pair(pair: Pair, weights: dict[fx.Node, Tensor], scales: dict[fx.N
     used = (first_ranges > _PRUNED * first_ranges.max()) & (second_ranges > _PRUNED * second_ranges.max())
     scale = torch.where(used, first_ranges / second_ranges, 1.0).sqrt()
     scales[pair.first] = scales[pair.first] * scale
-    weights[pair.first] = first / scale.reshape(-1, *[1] * (first.dim() - 1))
+    weights[pair.first] = first / per_channel(scale, first)
     scaled = grouped * scale.reshape(len(grouped), 1, -1, 1)
     weights[pair.second] = scaled.reshape(weights[pair.second].shape)
     return float(scale.log().abs().max())

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from dffg.config import FinetuneConfig
-from dffg.graph import with_output
+from dffg.graph import nodes_by_name, with_output
 from dffg.quant.blocks import find_blocks
+from dffg.quant.divergence import divergence
 from dffg.quant.learned import LearnedNetwork, anneal, confine_weights, laid_out, learning_optimizer, where_rounded
 from dffg.quant.parameters import Parameters
 
@@ -39,7 +39,7 @@ def finetune(
     images = laid_out(images)
     network = LearnedNetwork(float_module, parameters, where_rounded, reach=config.reach)
     blocks = [block.output for block in find_blocks(float_module)]
-    nodes = {node.name: node for node in float_module.graph.nodes}
+    nodes = nodes_by_name(float_module)
     student, teacher = network.watched(blocks), with_output(float_module, [nodes[name] for name in blocks])
     optimizer = learning_optimizer(student, config.rates)
     hardness = torch.ones(len(images))
@@ -50,22 +50,16 @@ def finetune(
         with torch.no_grad():
             expected = teacher(batch)
         answer = student(batch)
-        divergence = answer_divergence(expected[-1], answer[-1])
-        loss = divergence.mean() + config.features * feature_error(expected, answer)
+        apart = divergence(expected[-1], answer[-1])
+        loss = apart.mean() + config.features * feature_error(expected, answer)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         confine_weights(student)
-        hardness[chosen] = 1 - config.hard + config.hard * relative_hardness(divergence.detach())
+        hardness[chosen] = 1 - config.hard + config.hard * relative_hardness(apart.detach())
         if progress is not None:
             progress(step, float(loss.detach()))
     return network.parameters()
-
-
-def answer_divergence(expected: Tensor, answer: Tensor) -> Tensor:
-    """KL(softmax(expected) || softmax(answer)) of every example: (batch, classes) -> (batch,)."""
-    log_p, log_q = F.log_softmax(expected.flatten(1), 1), F.log_softmax(answer.flatten(1), 1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
 
 
 def feature_error(expected: tuple[Tensor, ...], answer: tuple[Tensor, ...]) -> Tensor:
@@ -74,9 +68,9 @@ def feature_error(expected: tuple[Tensor, ...], answer: tuple[Tensor, ...]) -> T
     return torch.stack(errors).mean()
 
 
-def relative_hardness(divergence: Tensor) -> Tensor:
+def relative_hardness(apart: Tensor) -> Tensor:
     """How far off every example is beside the mean of its batch, at most 4 times."""
-    return (divergence / divergence.mean().clamp(min=1e-12)).clamp(max=_HARDEST)
+    return (apart / apart.mean().clamp(min=1e-12)).clamp(max=_HARDEST)
 
 
 def with_boundary_samples(batch: Tensor, share: float) -> Tensor:

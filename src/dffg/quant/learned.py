@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from dffg.config import Rates
-from dffg.graph import argument, aten, calls, copy_module, stored_tensor, with_output
-from dffg.quant.affine import QParams
+from dffg.graph import copy_module, nodes_by_name, stored_tensor, with_output
+from dffg.quant.affine import QParams, per_channel
 from dffg.quant.parameters import LayerParameters, Parameters
-from dffg.quant.placement import place
+from dffg.quant.placement import clip_bounds, place
 from dffg.quant.widths import quantized_layers
 
 
@@ -44,7 +44,7 @@ class LearnedWeight(nn.Module):
         """The weight to convolve with."""
         position = self.position.clamp(*self._ends)
         rounded = position + (self._rounded(position) - position).detach()
-        return self.scale.reshape(-1, *[1] * (position.dim() - 1)) * rounded
+        return per_channel(self.scale, position) * rounded
 
     @property
     def scale(self) -> Tensor:
@@ -71,7 +71,7 @@ class LearnedWeight(nn.Module):
 
 def where_weight_is(weight: Tensor, layer: LayerParameters) -> Tensor:
     """Start at the float weight: its rounding is to be learned."""
-    return weight / layer.qparams.scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return weight / per_channel(layer.qparams.scale, weight)
 
 
 def where_rounded(weight: Tensor, layer: LayerParameters) -> Tensor:
@@ -89,17 +89,16 @@ class LearnedActivation(nn.Module):
     limit: value that the range must not exceed, where a ReLU6 is left to saturation.
     """
 
-    def __init__(self, qparams: QParams, drop: float, limit: float | None) -> None:
+    def __init__(self, qparams: QParams, drop: float, limit: float = math.inf) -> None:
         super().__init__()
         self._first, self._drop = qparams, drop
-        self._most = None if limit is None else limit / (qparams.quant_max - int(qparams.zero_point))
+        self._most = limit / (qparams.quant_max - int(qparams.zero_point))
         self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
 
     @property
     def scale(self) -> Tensor:
         """The learned scale; its logarithm is learned, so that a step is relative."""
-        scale = self._first.scale * self.stretch.exp()
-        return scale if self._most is None else scale.clamp(max=self._most)
+        return (self._first.scale * self.stretch.exp()).clamp(max=self._most)
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the grid, or in part."""
@@ -189,12 +188,12 @@ class LearnedNetwork:
         self.activations: dict[str, LearnedActivation] = {}
         self._values: dict[str, str] = {}
         placement = place(self.module)
-        absorbed = {node.name for node in placement.absorbed}
         for node in quantized_layers(self.module):
             self._learn_layer(node, parameters.layers[node.name])
         for node, source in placement.source.items():
             if source is node:
-                limit = 6.0 if node.name in absorbed and _ends_at_six(node) else None
+                bounds = clip_bounds(node) if node in placement.absorbed else None
+                limit = math.inf if bounds is None else bounds[1]
                 self._learn_activation(node, LearnedActivation(parameters.activations[node.name], drop, limit))
         self.module.graph.lint()
         self.module.recompile()
@@ -209,7 +208,7 @@ class LearnedNetwork:
 
     def watched(self, names: list[str]) -> fx.GraphModule:
         """The network with the (quantized) values of these nodes as its outputs."""
-        nodes = {node.name: node for node in self.module.graph.nodes}
+        nodes = nodes_by_name(self.module)
         return with_output(self.module, [nodes[self._value(name)] for name in names])
 
     def parameters(self) -> Parameters:
@@ -268,7 +267,7 @@ def laid_out(images: Tensor) -> Tensor:
 
 def between(module: fx.GraphModule, start: str, end: str) -> fx.GraphModule:
     """The part of a graph that computes `end` from `start`, which becomes its input; modules are shared."""
-    nodes = {node.name: node for node in module.graph.nodes}
+    nodes = nodes_by_name(module)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {nodes[start]: graph.placeholder("input")}
     needed = _needed(nodes[end], nodes[start])
@@ -288,10 +287,6 @@ def _needed(end: fx.Node, start: fx.Node) -> set[fx.Node]:
             found.add(node)
             waiting.extend(node.all_input_nodes)
     return found
-
-
-def _ends_at_six(node: fx.Node) -> bool:
-    return calls(node, aten.relu6.default) or argument(node, 2) == 6
 
 
 def learning_optimizer(module: nn.Module, rates: Rates) -> torch.optim.Optimizer:

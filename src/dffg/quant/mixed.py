@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import Budget, QuantizationConfig
-from dffg.errors import InputError
 from dffg.graph import stored_tensor
 from dffg.images import ImageSpec
 from dffg.quant.affine import QParams
 from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
-from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
+from dffg.quant.calibrate import choose_ranges
 from dffg.quant.parameters import LayerParameters, round_layers
 from dffg.quant.placement import Placement
+from dffg.quant.ranges import Histogram
 from dffg.quant.sensitivity import MEASURES, Candidates, measure_inputs, measure_weights
 from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
 
@@ -34,28 +34,39 @@ class MixedPrecision:
 
 
 def choose_widths(
-    module: fx.GraphModule, placement: Placement, images: list[Tensor], spec: ImageSpec, config: QuantizationConfig
+    module: fx.GraphModule,
+    placement: Placement,
+    images: Iterable[Tensor],
+    histograms: dict[str, Histogram],
+    spec: ImageSpec,
+    config: QuantizationConfig,
 ) -> MixedPrecision:
-    """The widths that fit `config.budget` with the least sensitivity. images: all calibration batches."""
-    problem = pose(module, placement, images, spec, config)
+    """The widths that fit `config.budget` with the least sensitivity.
+
+    images: all calibration batches; histograms: what calibration observed in them.
+    """
+    problem = pose(module, placement, images, histograms, spec, config)
     chosen, fixed = allocate(problem, problem.budget.amount), fixed_widths(module, placement, config)
     widths = BitWidths(weights=chosen.widths.weights, activations={**fixed.activations, **chosen.widths.activations})
     return MixedPrecision(budget=problem.budget, widths=widths, chosen=chosen, frontier=frontier(problem))
 
 
 def pose(
-    module: fx.GraphModule, placement: Placement, images: list[Tensor], spec: ImageSpec, config: QuantizationConfig
+    module: fx.GraphModule,
+    placement: Placement,
+    images: Iterable[Tensor],
+    histograms: dict[str, Histogram],
+    spec: ImageSpec,
+    config: QuantizationConfig,
 ) -> Problem:
     """Measure every candidate, on an even choice of the images.
 
     Inputs of layers are chosen with the weights where the budget is bit operations, and have `config.activation_bits`
     for others. Candidates are rounded to the nearest integer and have ranges as in calibration.
     """
-    if not images:
-        raise InputError("there are no calibration images; give at least one batch.")
     layers, method = layer_sizes(module, placement), MEASURES[config.sensitivity]
     weights = _weight_candidates(module, placement, config)
-    inputs = _input_candidates(module, placement, images, spec, config)
+    inputs = _input_candidates(module, placement, histograms, spec, config)
     problem = Problem(
         layers=layers,
         weights=_unmeasured(weights),
@@ -64,7 +75,7 @@ def pose(
     )
     # Before the minutes that measuring can take.
     require_possible(problem, problem.budget.amount)
-    chosen = evenly_chosen(torch.cat(images), config.sensitivity_images)
+    chosen = evenly_chosen(torch.cat(list(images)), config.sensitivity_images)
     problem = replace(problem, weights=measure_weights(module, chosen, weights, method))
     if problem.budget.kind != "bops":
         return problem
@@ -122,10 +133,13 @@ def _weight_candidates(
 
 
 def _input_candidates(
-    module: fx.GraphModule, placement: Placement, images: Iterable[Tensor], spec: ImageSpec, config: QuantizationConfig
+    module: fx.GraphModule,
+    placement: Placement,
+    histograms: dict[str, Histogram],
+    spec: ImageSpec,
+    config: QuantizationConfig,
 ) -> dict[str, dict[int, QParams]]:
     """Ranges of the inputs of layers at every width they may have: one, unless the budget is bit operations."""
-    histograms = observe(module, observed_tensors(placement), images)
     inputs = {input_tensor(layer, placement).name for layer in quantized_layers(module)}
     is_chosen = Budget.parse(str(config.budget)).kind == "bops"
     possible = [uniform_widths(module, placement, uniform) for uniform in _uniform(config)]

@@ -13,11 +13,9 @@ from torch.nn import functional as F
 from dffg.captured import BatchNorm
 from dffg.fold import FoldRecord
 from dffg.graph import argument, aten, calls
-from dffg.quant.operators import GLOBAL_AVERAGE_POOL
-from dffg.quant.placement import clip_bounds
+from dffg.quant.placement import POOLS, clip_bounds
 
 _SMALLEST_STD = 1e-30
-_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
 _FLATTENING = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
 
 
@@ -61,11 +59,6 @@ def propagate(module: fx.GraphModule, known: Mapping[str, Moments]) -> dict[str,
         if found is not None:
             moments[node.name] = found
     return moments
-
-
-def groups_of(layer: fx.Node) -> int:
-    """Groups of a convolution; 1 of a linear layer."""
-    return int(argument(layer, 6, 1))
 
 
 def response(weight: Tensor, values: Tensor, groups: int) -> Tensor:
@@ -118,7 +111,7 @@ def _of_one(node: fx.Node, moments: Moments) -> Moments | None:
     bounds = clip_bounds(node)
     if bounds is not None:
         return clipped_normal(moments, *bounds) if bounds[0] > -math.inf else None
-    if calls(node, *_POOLS) or (calls(node, aten.slice.Tensor) and argument(node, 1, 0) % node.meta["val"].dim() != 1):
+    if calls(node, *POOLS) or (calls(node, aten.slice.Tensor) and argument(node, 1, 0) % node.meta["val"].dim() != 1):
         return moments
     if calls(node, aten.pad.default):
         return _padded(node, moments)

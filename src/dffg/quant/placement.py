@@ -17,7 +17,7 @@ from dffg.graph import WEIGHTED, argument, aten, calls, copy_module, is_stored
 from dffg.quant.operators import GLOBAL_AVERAGE_POOL
 
 _ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
-_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
+POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
 _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
@@ -88,7 +88,7 @@ def integer_inputs(node: fx.Node) -> list[fx.Node]:
         return operands if len(operands) == 2 and node.kwargs.get("alpha", 1) == 1 and _are_float(operands) else []
     if calls(node, aten.cat.default):
         return list(node.args[0])  # type: ignore[arg-type]
-    return [node.args[0]] if calls(node, *_POOLS) else []  # type: ignore[list-item]
+    return [node.args[0]] if calls(node, *POOLS) else []  # type: ignore[list-item]
 
 
 def before_padding(node: fx.Node) -> fx.Node:

@@ -68,7 +68,7 @@ def reconstruct(
         started = time.perf_counter()
         learned = network.block(block.input, block.output)
         target = _run(between(float_module, block.input, block.output), exact)
-        before = _error(_run(learned, quantized), target)
+        before = _error(_run(learned, quantized), target) if progress is not None else math.nan
         seconds = max((end - time.perf_counter()) / (len(blocks) - index), _LEAST_SECONDS)
         iterations = _learn(learned, exact, quantized, target, config, seconds)
         exact, quantized = target, _run(learned, quantized)

@@ -8,8 +8,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, fx
 
+from dffg.graph import nodes_by_name
 from dffg.quant.affine import QParams, dequantize, fake_quantize
 from dffg.quant.allocation import Sensitivities
+from dffg.quant.divergence import divergence
 from dffg.quant.parameters import LayerParameters
 
 _BATCH = 4
@@ -76,11 +78,15 @@ class Divergence:
 
     def of_weight(self, run: FloatRun, layer: fx.Node, weight: Tensor) -> Tensor:
         """From the layer to the answer."""
-        return divergence(run.output, run.output_with(layer, run.call(layer, weight=weight)))
+        return _apart(run, run.output_with(layer, run.call(layer, weight=weight)))
 
     def of_input(self, run: FloatRun, tensor: fx.Node, readers: list[fx.Node], qparams: QParams) -> Tensor:
         """From the tensor to the answer, through everything that reads it."""
-        return divergence(run.output, run.output_with(tensor, fake_quantize(run.values[tensor], qparams)))
+        return _apart(run, run.output_with(tensor, fake_quantize(run.values[tensor], qparams)))
+
+
+def _apart(run: FloatRun, output: Tensor) -> Tensor:
+    return divergence(run.output.double(), output.double())
 
 
 class Noise:
@@ -105,12 +111,6 @@ class Noise:
 MEASURES: dict[str, Measure] = {"kl": Divergence(), "sqnr": Noise()}
 
 
-def divergence(reference: Tensor, output: Tensor) -> Tensor:
-    """KL(softmax(reference) || softmax(output)) of every example, in nats; (batch, ...) -> (batch,)."""
-    log_p, log_q = (values.double().flatten(1).log_softmax(1) for values in (reference, output))
-    return (log_p.exp() * (log_p - log_q)).sum(1)
-
-
 def relative_noise(reference: Tensor, result: Tensor) -> Tensor:
     """sum (reference - result)^2 / sum reference^2 of every example; (batch, ...) -> (batch,). 0 / 0 is 0."""
     noise = (reference - result).flatten(1).square().sum(1, dtype=torch.float64)
@@ -121,7 +121,7 @@ def measure_weights(
     module: fx.GraphModule, images: Tensor, candidates: Candidates[LayerParameters], method: Measure
 ) -> Sensitivities:
     """Omega_i(k): what weight i at k bits harms, by layer and width, as a mean over images (count, ...)."""
-    nodes = {node.name: node for node in module.graph.nodes}
+    nodes = nodes_by_name(module)
 
     def harm(run: FloatRun, name: str, layer: LayerParameters) -> Tensor:
         return method.of_weight(run, nodes[name], dequantize(layer.levels, layer.qparams))
@@ -137,7 +137,7 @@ def measure_inputs(
     method: Measure,
 ) -> Sensitivities:
     """As `measure_weights`, for the inputs of layers. readers: the layers by the tensor whose range their input has."""
-    nodes = {node.name: node for node in module.graph.nodes}
+    nodes = nodes_by_name(module)
 
     def harm(run: FloatRun, name: str, qparams: QParams) -> Tensor:
         return method.of_input(run, nodes[name], readers[name], qparams)

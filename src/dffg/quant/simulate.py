@@ -12,9 +12,9 @@ from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
 from dffg.fold import fold_with_records
 from dffg.graph import add_tensor, copy_module, layer_name
-from dffg.quant.affine import QParams, bias_qparams, quantize, weight_qparams, widen_for_bias
+from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
-from dffg.quant.calibrate import calibrate
+from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.equalize import absorb_biases, equalize, rescale_moments
 from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments
@@ -93,10 +93,11 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
     if config.is_mixed or config.bias_correction == "empirical":
         images = list(images)
     placement = place(float_module)
-    mixed = choose_widths(float_module, placement, list(images), captured.spec, config) if config.is_mixed else None
+    seen = observe(float_module, observed_tensors(placement), images)
+    mixed = choose_widths(float_module, placement, images, seen, captured.spec, config) if config.is_mixed else None
     widths = mixed.widths if mixed else uniform_widths(float_module, placement, config)
     parameters = Parameters(
-        activations=calibrate(float_module, placement, images, captured.spec, widths, config),
+        activations=choose_ranges(seen, placement, captured.spec, widths, config),
         layers=round_layers(float_module, widths, config),
     )
     if config.bias_correction == "analytic":
@@ -195,7 +196,7 @@ def _write_layer(module: fx.GraphModule, node: fx.Node, layer: LayerParameters, 
     qparams, levels = layer.qparams, layer.levels
     if layer.bias is not None:
         scale = widen_for_bias(qparams.scale, input_scale, layer.bias)
-        levels = torch.where(_per_channel(scale > qparams.scale, levels), _rescaled(layer, scale), levels)
+        levels = torch.where(per_channel(scale > qparams.scale, levels), _rescaled(layer, scale), levels)
         qparams = weight_qparams(scale, qparams.bits)
     weight = _store(module, weight_name(node.name), levels, qparams, node)
     # Correction may have given a bias to a layer that had none.
@@ -214,12 +215,8 @@ def weight_name(node: str) -> str:
 
 
 def _rescaled(layer: LayerParameters, scale: Tensor) -> Tensor:
-    ratio = _per_channel(layer.qparams.scale / scale, layer.levels)
+    ratio = per_channel(layer.qparams.scale / scale, layer.levels)
     return (layer.levels * ratio).round_().to(layer.levels.dtype)
-
-
-def _per_channel(values: Tensor, weight: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def _store(module: fx.GraphModule, name: str, levels: Tensor, qparams: QParams, user: fx.Node) -> fx.Node:
