@@ -247,7 +247,9 @@ def test_mixed_bits_have_candidates_that_a_file_can_hold():
 
 def test_mixed_bits_at_one_width_are_an_ordinary_configuration():
     mixed = QuantizationConfig(bits="mixed", budget="size=0.5x", first_last_bits=7, activation_ranges="minmax")
-    assert mixed.at(3, 6) == QuantizationConfig(bits="W3A6", first_last_bits=7, activation_ranges="minmax")
+    assert mixed.at(3, 6) == QuantizationConfig(
+        bits="W3A6", first_last_bits=7, activation_ranges="minmax", equalize="none"
+    )
     assert (mixed.label, mixed.at(3, 6).label) == ("mixed bits (size=0.5x, A8)", "W3A6")
 
 

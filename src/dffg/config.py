@@ -59,11 +59,13 @@ NOISES = ("noise", "uniform", "ones", "sigma-noise")
 _KEEP_SNAPSHOTS = ("adam-snapshots",)
 RANGES = ("minmax", "percentile", "mse", "lp", "sigma")
 WEIGHT_RANGES = ("minmax", "mse", "lp")
+EQUALIZATIONS = ("auto", "none", "weights", "activations")
 ROUNDINGS = ("nearest", "squant")
 BIAS_CORRECTIONS = ("none", "analytic", "empirical")
 TARGETS = ("onnxruntime",)
 MIXED = "mixed"
 SENSITIVITIES = ("kl", "sqnr")
+_FULL_BITS = 8
 _MIXED_OPTIONS = ("budget", "activation_bits", "candidate_bits")
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -271,7 +273,12 @@ class QuantizationConfig:
     weight_ranges: str = option("mse", "How weight ranges are chosen.", WEIGHT_RANGES)
     percentile: float = option(99.99, "Share of values, in percent, inside a percentile range.")
     norm: float = option(2.4, "Power of the error that lp ranges minimize; mse is 2.")
-    equalize: bool = option(False, "Even out the weights of consecutive layers; the float answer stays the same.")
+    equalize: str | None = option(
+        None,
+        "Even out channels: the ranges of activations, where that helps on the images (auto) or always, or the weights "
+        "of consecutive layers  [default: none at 8 bits; auto below]",
+        EQUALIZATIONS,
+    )
     absorb_biases: bool = option(False, "Move what is positive in nearly all images into the next layer's bias.")
     weight_rounding: str = option("nearest", "How weights are rounded.", ROUNDINGS)
     bias_correction: str = option(
@@ -281,10 +288,6 @@ class QuantizationConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
-        _require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")
-        _require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
         if self.is_mixed:
             self._check_mixed()
         else:
@@ -294,6 +297,18 @@ class QuantizationConfig:
         for bits in (self.first_last_bits, self.other_bits):
             if bits is not None:
                 Scheme(bits, bits)
+        if self.equalize is None:
+            object.__setattr__(self, "equalize", "auto" if self._narrows_activations else "none")
+        _check_choices(self)
+        _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
+        _require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")
+        _require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
+
+    @property
+    def _narrows_activations(self) -> bool:
+        if self.is_mixed:
+            return Budget.parse(str(self.budget)).kind == "bops" or self.activation_bits != _FULL_BITS
+        return self.scheme.activation_bits < _FULL_BITS
 
     def _check_mixed(self) -> None:
         if self.budget is None:
@@ -356,6 +371,7 @@ class ReconstructionConfig:
     rates: Rates = Rates(weight=0.01, scale=2e-3, bias=2e-3)
     reach: float = 0.0  # Steps that a weight may go beyond the two integers beside it.
     drop: float = 0.5  # Share of activations left unquantized while learning.
+    bfloat16: bool | None = None  # Whether blocks compute with 8 significant bits; None: where that is faster.
     seed: int = 0  # Seed of every random choice.
     max_seconds: float | None = None  # Time for all blocks; a block ends when its share is used up.
 

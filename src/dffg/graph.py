@@ -61,6 +61,18 @@ def nodes_by_name(module: fx.GraphModule) -> dict[str, fx.Node]:
     return {node.name: node for node in module.graph.nodes}
 
 
+def needed(end: fx.Node, start: fx.Node) -> set[fx.Node]:
+    """The nodes that compute `end` from `start`, without the latter."""
+    found: set[fx.Node] = set()
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node is not start and node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
     """A module with its own graph, whose tensors are shared with the original."""
     graph = fx.Graph()

@@ -24,9 +24,11 @@ from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import count_kernels, latency_ms, run
 from dffg.export.packing import MOST_PACKED_BITS
 from dffg.export.verification import layer_sqnr_db, match_simulation
+from dffg.fold import fold_batch_norms
 from dffg.images import Array, ImageSpec, SyntheticSet
 from dffg.output import check_directory, file_hash, staged_directory
 from dffg.quant.learning import LearningCallback, learn
+from dffg.quant.placement import prepare
 from dffg.quant.simulate import Decided, Quantized, decide
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
@@ -96,7 +98,7 @@ def quantize(
         written, reference = staging / MODEL_FILE, Path(scratch) / "float.onnx"
         with clock.stage("export"):
             write_quantized(quantized, captured.spec, written)
-            write_float(quantized.float_module, captured.spec, reference)
+            write_float(prepare(fold_batch_norms(captured)), captured.spec, reference)
             _save_images(images, captured.spec, staging / IMAGES_FILE)
         with clock.stage("verify"):
             held_out = _held_out_images(captured, synthesis, progress)
@@ -123,7 +125,7 @@ def quantize(
             accuracy=accuracy,
             float_operations=quantized.float_operations,
             zero_variance_channels=captured.zero_variance_channels,
-            notes=(*notes, *captured.notes, *_width_notes(quantized)),
+            notes=(*notes, *captured.notes, *_width_notes(quantized), *_equalization_notes(decided)),
             files={entry: file_hash(staging / entry) for entry in (MODEL_FILE, IMAGES_FILE)},
             path=str(out),
             **facts,
@@ -230,6 +232,12 @@ def _width_notes(quantized: Quantized) -> tuple[str, ...]:
     if any(layer.activation_bits < 8 for layer in quantized.layers):
         notes.append("activations of fewer than 8 bits are clipped and still 8 bits wide: this is not faster")
     return tuple(notes)
+
+
+def _equalization_notes(decided: Decided) -> tuple[str, ...]:
+    if decided.equalized != "activations":
+        return ()
+    return ("the ranges of channels were evened out, which brings the answer nearer to the float network's",)
 
 
 def _evaluate(written: Path, reference: Path, data: Data) -> Accuracy:

@@ -15,6 +15,7 @@ from dffg.captured import Captured
 from dffg.chain import Visit, input_bounds
 from dffg.config import NOISES, SynthesisConfig
 from dffg.images import SnapshotRecord, SyntheticSet, concatenate
+from dffg.memory import reused_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def synthesize(
         yield snapshot.images
 
 
+@reused_memory()
 def synthesize_set(
     captured: Captured, config: SynthesisConfig | None = None, *, progress: ProgressCallback | None = None
 ) -> SyntheticSet:

@@ -74,7 +74,7 @@ def one_up(zero_point: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("correction", ["analytic", "empirical"])
 def test_holds_with_every_part_of_quantization(name, correction, tmp_path):
     options = QuantizationConfig(
-        bits="W4A8", equalize=True, absorb_biases=True, weight_rounding="squant", bias_correction=correction
+        bits="W4A8", equalize="weights", absorb_biases=True, weight_rounding="squant", bias_correction=correction
     )
     model = randomize(MIDDLES[name](), seed=len(name))
     quantized = simulate(capture(model, spec=SPEC), [normalized(16)], options)

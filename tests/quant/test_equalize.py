@@ -7,7 +7,7 @@ from dffg.captured import capture
 from dffg.fold import fold_with_records
 from dffg.graph import Tap, argument, layer_name, stored_tensor
 from dffg.images import ImageSpec
-from dffg.quant.equalize import absorb_biases, equalize, find_pairs, rescale_moments
+from dffg.quant.equalize import absorb_biases, equalize_weights, find_pairs, rescale_moments
 from dffg.quant.moments import batch_norm_moments
 from dffg.quant.placement import prepare
 from dffg.quant.widths import quantized_layers
@@ -126,7 +126,7 @@ def test_the_answer_is_the_same_and_the_original_untouched(name):
     module, _ = of_network(name)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     text, x = str(module.graph), inputs(shape, 8)
-    even, _ = equalize(module)
+    even, _ = equalize_weights(module)
     assert torch.allclose(even(x), model(x), rtol=1e-4, atol=1e-5)
     assert str(module.graph) == text
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
@@ -138,7 +138,7 @@ def test_two_layers_by_hand():
     first, second = weights_of(module).values()
     bias = biases_of(module)["linear"]
     scale = (first.abs().amax(1) / second.abs().amax(0)).sqrt()
-    even, scales = equalize(module)
+    even, scales = equalize_weights(module)
     assert torch.allclose(scales["linear"].float(), scale)
     assert torch.allclose(weights_of(even)["linear"], first / scale[:, None])
     assert torch.allclose(weights_of(even)["linear_1"], second * scale)
@@ -148,7 +148,7 @@ def test_two_layers_by_hand():
 
 def test_a_chain_with_a_depthwise_layer_is_evened_out_to_the_end():
     module, _ = folded(depthwise())
-    even, _ = equalize(module)
+    even, _ = equalize_weights(module)
     expand, middle, project, head = weights_of(even).values()
     assert torch.allclose(expand.abs().amax((1, 2, 3)), middle.abs().amax((1, 2, 3)), rtol=2e-3)
     assert torch.allclose(middle.abs().amax((1, 2, 3)), project.abs().amax((0, 2, 3)), rtol=2e-3)
@@ -163,7 +163,7 @@ def test_grouped_convolutions_read_their_own_channels(groups):
         nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 12, 3, padding=1, groups=groups)
     )
     module, _ = folded(randomize(model))
-    even, _ = equalize(module)
+    even, _ = equalize_weights(module)
     first, second = weights_of(even).values()
     size = 6 // groups
     for channel in range(6):
@@ -181,7 +181,7 @@ def test_pruned_channels_are_left_alone(value):
         model[0].weight[2] = value
         model[6].weight[:, 4] = value
     module, _ = folded(model)
-    even, scales = equalize(module)
+    even, scales = equalize_weights(module)
     assert scales["conv2d"][2] == 1
     assert scales["conv2d_1"][4] == 1
     assert all(torch.isfinite(value).all() for value in even.state_dict().values())
@@ -192,7 +192,7 @@ def test_pruned_channels_are_left_alone(value):
 
 def test_layers_keep_the_names_people_know():
     module, known = folded(nn.Sequential(nn.BatchNorm2d(3), Between(F.relu, nn.Conv2d(4, 2, 1))).eval())
-    even, _ = absorb_biases(equalize(module)[0], known)
+    even, _ = absorb_biases(equalize_weights(module)[0], known)
     names = [layer.meta.get("dffg_name", layer_name(layer)) for layer in quantized_layers(even)]
     assert names == ["1.first", "1.second"]
 
@@ -206,7 +206,7 @@ def results_of(module, x):
 
 def test_moments_are_divided_as_the_results_are():
     module, known = folded(depthwise())
-    even, scales = equalize(module)
+    even, scales = equalize_weights(module)
     moved = rescale_moments(known, scales)
     before, after = (results_of(each, inputs((3, 8, 8))) for each in (module, even))
     assert set(moved) == set(known)

@@ -12,7 +12,7 @@ from dffg.errors import InputError
 from dffg.graph import WEIGHTED, Tap, calls
 from dffg.images import ImageSpec
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
-from dffg.quant.simulate import prepare_float, simulate
+from dffg.quant.simulate import choose_equalization, decide, prepare_float, simulate
 from tests.networks import NETWORKS, captured, dead_channels, inputs, network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8))
@@ -306,7 +306,7 @@ def test_a_bias_may_be_missing_and_a_linear_layer_may_come_first():
 
 
 ALL_PARTS = {
-    "equalize": True,
+    "equalize": "weights",
     "absorb_biases": True,
     "weight_rounding": "squant",
     "bias_correction": "analytic",
@@ -330,7 +330,11 @@ def test_every_part_is_switched_by_its_option_and_off_by_default(part, choice):
     images = [inputs((1, 8, 8), 16, seed=1)]
     made = capture(high_bias(), spec=ImageSpec(shape=(1, 8, 8)))
     plain, changed = (
-        read_by(simulate(made, images, QuantizationConfig(bits="W3A3", norm=1.0, **part_of)).module)
+        read_by(
+            simulate(
+                made, images, QuantizationConfig(**{"bits": "W3A3", "norm": 1.0, "equalize": "none", **part_of})
+            ).module
+        )
         for part_of in ({}, {part: choice})
     )
     touched = {name for name, value in plain.items() if not torch.equal(value, changed[name])}
@@ -379,10 +383,31 @@ def test_empirical_correction_takes_a_stream_of_images_too():
 
 def test_statistics_follow_the_equalized_channels():
     """Analytic correction after equalization is that of the equalized network, not of the original one."""
-    options = QuantizationConfig(bits="W3A8", equalize=True, bias_correction="analytic")
+    options = QuantizationConfig(bits="W3A8", equalize="weights", bias_correction="analytic")
     module, moments = prepare_float(captured("conv"), options)
     plain, known = prepare_float(captured("conv"), QuantizationConfig())
     x = inputs((3, 8, 8), 8)
     ratio = values_of(plain, x)["conv2d"].mean((0, 2, 3)) / values_of(module, x)["conv2d"].mean((0, 2, 3))
     assert torch.allclose(moments["conv2d"].mean.float() * ratio, known["conv2d"].mean.float(), rtol=1e-3)
     assert not torch.allclose(moments["conv2d"].mean, known["conv2d"].mean, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, "activations"), (0.01, "none")])
+def test_ranges_are_evened_out_where_that_is_nearer_to_float(share, expected):
+    """Channels of a hundredth of the largest, read with large weights, gain. Where BatchNorm remembers a hundredth of
+    the variance that there is, ReLU6 would clip what is larger."""
+    model, shape = network("inverted-residual")
+    norm, depthwise = model.block[1], model.block[3]
+    images = inputs(shape, 64, seed=1)
+    with torch.no_grad():
+        seen = model.block[0](model.stem(images))
+        norm.running_mean.copy_(seen.mean((0, 2, 3)))
+        norm.running_var.copy_(share * seen.var((0, 2, 3)))
+        norm.weight.copy_(torch.logspace(-2, 0, 16) if expected == "activations" else torch.linspace(0.02, 2.0, 16))
+        norm.bias.zero_()
+        depthwise.weight.div_(norm.weight.reshape(-1, 1, 1, 1))
+    made = capture(model, spec=ImageSpec(shape=shape))
+    batches = list(torch.split(images, 16))
+    assert choose_equalization(made, batches, QuantizationConfig(bits="W4A4")) == expected
+    assert decide(made, batches, QuantizationConfig(bits="W4A4")).equalized == expected
+    assert decide(made, batches, QuantizationConfig(bits="W4A8")).equalized == "none"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from torch import fx
+from torch import Tensor, fx
 
-from dffg.graph import CONVOLUTIONS, calls, groups_of, nodes_by_name, stored_tensor
+from dffg.graph import CONVOLUTIONS, calls, groups_of, needed, nodes_by_name, stored_tensor
 from dffg.quant.widths import quantized_layers
 
 
@@ -36,6 +37,14 @@ def find_blocks(module: fx.GraphModule) -> tuple[Block, ...]:
         Block(input=part[0].input, output=part[-1].output, layers=tuple(n for region in part for n in region.layers))
         for part in merged
     )
+
+
+def work_of(module: fx.GraphModule, block: Block) -> int:
+    """Elements that a block computes for one image: what a step of learning takes is nearly proportional to it."""
+    nodes = nodes_by_name(module)
+    inside = needed(nodes[block.output], nodes[block.input])
+    shapes = [node.meta["val"].shape[1:] for node in inside if isinstance(node.meta.get("val"), Tensor)]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _regions(module: fx.GraphModule) -> list[Block]:

@@ -79,7 +79,7 @@ def _share_channels(module: fx.GraphModule, first: fx.Node, second: fx.Node) -> 
     return len(_weight(module, first)) == _weight(module, second).shape[1] * groups_of(second)
 
 
-def equalize(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+def equalize_weights(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Tensor]]:
     """A copy of a folded and prepared graph with evened out weights, and what each layer's result was divided by.
 
         W1[i] <- W1[i] / s_i      b1[i] <- b1[i] / s_i      W2[:, i] <- W2[:, i] * s_i
@@ -100,16 +100,16 @@ def equalize(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Tensor]]
         if max(steps, default=0.0) < _CONVERGED:
             break
     for layer, weight in weights.items():
-        _replace(module, layer, 1, "equalized_weight", weight)
+        replace_stored(module, layer, 1, "equalized_weight", weight)
         bias = optional_tensor(module, argument(layer, 2))
         if bias is not None and layer in scales:
-            _replace(module, layer, 2, "equalized_bias", bias / scales[layer])
-    return _cleaned(module), {layer.name: scale for layer, scale in scales.items()}
+            replace_stored(module, layer, 2, "equalized_bias", bias / scales[layer])
+    return cleaned(module), {layer.name: scale for layer, scale in scales.items()}
 
 
 def _equalize_pair(pair: Pair, weights: dict[fx.Node, Tensor], scales: dict[fx.Node, Tensor]) -> float:
     """Move scale between two layers, in place of what is stored of them; the largest move, as |log s|."""
-    first, grouped = weights[pair.first], _by_group(weights[pair.second], groups_of(pair.second))
+    first, grouped = weights[pair.first], by_group(weights[pair.second], groups_of(pair.second))
     first_ranges, second_ranges = first.flatten(1).abs().amax(1), grouped.abs().amax((1, 3)).flatten()
     used = (first_ranges > _PRUNED * first_ranges.max()) & (second_ranges > _PRUNED * second_ranges.max())
     scale = torch.where(used, first_ranges / second_ranges, 1.0).sqrt()
@@ -120,7 +120,7 @@ def _equalize_pair(pair: Pair, weights: dict[fx.Node, Tensor], scales: dict[fx.N
     return float(scale.log().abs().max())
 
 
-def _by_group(weight: Tensor, groups: int) -> Tensor:
+def by_group(weight: Tensor, groups: int) -> Tensor:
     """(groups, outputs of a group, inputs of a group, kernel): input channels are the first and the third axis."""
     return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
 
@@ -156,15 +156,15 @@ def absorb_biases(module: fx.GraphModule, known: Mapping[str, Moments]) -> tuple
             known[pair.first.name] = replace(moments, mean=moments.mean - surplus)
     for layer, change in changes.items():
         bias = optional_tensor(module, argument(layer, 2))
-        _replace(module, layer, 2, "absorbed_bias", change if bias is None else bias + change)
-    return _cleaned(module), known
+        replace_stored(module, layer, 2, "absorbed_bias", change if bias is None else bias + change)
+    return cleaned(module), known
 
 
 def _weight(module: fx.GraphModule, layer: fx.Node) -> Tensor:
     return stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
 
 
-def _replace(module: fx.GraphModule, layer: fx.Node, index: int, name: str, value: Tensor) -> None:
+def replace_stored(module: fx.GraphModule, layer: fx.Node, index: int, name: str, value: Tensor) -> None:
     """Give a layer a weight (1) or a bias (2) of its own, under the name it is known by."""
     layer.meta["dffg_name"] = layer.meta.get("dffg_name", layer_name(layer))
     arguments = [*layer.args, None][: max(len(layer.args), index + 1)]
@@ -172,7 +172,8 @@ def _replace(module: fx.GraphModule, layer: fx.Node, index: int, name: str, valu
     layer.args = tuple(arguments)
 
 
-def _cleaned(module: fx.GraphModule) -> fx.GraphModule:
+def cleaned(module: fx.GraphModule) -> fx.GraphModule:
+    """The graph without what is not read any more, ready to run."""
     module.graph.eliminate_dead_code()
     module.recompile()
     return module

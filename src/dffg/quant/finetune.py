@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from dffg.config import FinetuneConfig
 from dffg.graph import nodes_by_name, with_output
+from dffg.memory import reused_memory
 from dffg.quant.blocks import find_blocks
 from dffg.quant.divergence import divergence
 from dffg.quant.learned import LearnedNetwork, anneal, confine_weights, laid_out, learning_optimizer, where_rounded
@@ -18,6 +19,7 @@ _HARDEST = 4.0
 _NEAREST_MIX = 0.3
 
 
+@reused_memory()
 def finetune(
     float_module: fx.GraphModule,
     parameters: Parameters,

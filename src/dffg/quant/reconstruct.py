@@ -6,26 +6,31 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from dffg.config import ReconstructionConfig
-from dffg.quant.blocks import Block, find_blocks
+from dffg.memory import reused_memory
+from dffg.quant.blocks import Block, find_blocks, work_of
 from dffg.quant.learned import (
     LearnedNetwork,
     anneal,
     between,
     confine_weights,
+    exchanged,
     laid_out,
     learning_optimizer,
-    random_mask,
     where_weight_is,
 )
 from dffg.quant.parameters import Parameters
 
 _BATCH = 64
 _LEAST_SECONDS = 1e-3
+# A block is given up after this share of its steps, but not before so many, where they did not improve it.
+_TRIAL, _LEAST_TRIAL, _BETTER = 0.25, 20, 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class BlockRecord:
     error_after: float
 
 
+@reused_memory()
 def reconstruct(
     float_module: fx.GraphModule,
     parameters: Parameters,
@@ -55,22 +61,21 @@ def reconstruct(
     block by block in order of execution (BRECQ, Li et al., ICLR 2021). x is what the quantized network before gives,
     with a random share of its elements exchanged for those of the float network (QDrop, Wei et al., ICLR 2022). Scales
     are learned as in LSQ (Esser et al., ICLR 2020) and GENIE (Jeon et al., CVPR 2023). images: (count, *shape) network
-    inputs, all kept in memory, with three results of a block for each.
+    inputs, all kept in memory, with three results of a block for each. Every block has a seed of its own.
     """
-    torch.manual_seed(config.seed)
     network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop, config.reach)
     images = laid_out(images)
     blocks = find_blocks(float_module)
     with torch.no_grad():
         exact, quantized = images, network.quantized(blocks[0].input, images)
-    end = math.inf if config.max_seconds is None else time.perf_counter() + config.max_seconds
+    clock = _Clock([work_of(float_module, block) for block in blocks], config.max_seconds)
     for index, block in enumerate(blocks):
+        torch.manual_seed(config.seed + index)
         started = time.perf_counter()
         learned = network.block(block.input, block.output)
         target = _run(between(float_module, block.input, block.output), exact)
         before = _error(_run(learned, quantized), target) if progress is not None else math.nan
-        seconds = max((end - time.perf_counter()) / (len(blocks) - index), _LEAST_SECONDS)
-        iterations = _learn(learned, exact, quantized, target, config, seconds)
+        iterations = _learn(learned, exact, quantized, target, config, clock.seconds_for(index))
         exact, quantized = target, _run(learned, quantized)
         if progress is not None:
             record = BlockRecord(
@@ -86,6 +91,19 @@ def reconstruct(
     return network.parameters()
 
 
+class _Clock:
+    """Shares the time that is left among the blocks that are left, by the work of one step of each."""
+
+    def __init__(self, work: list[int], seconds: float | None) -> None:
+        self._work = work
+        self._end = math.inf if seconds is None else time.perf_counter() + seconds
+
+    def seconds_for(self, index: int) -> float:
+        """Time of the next block."""
+        share = self._work[index] / sum(self._work[index:])
+        return max((self._end - time.perf_counter()) * share, _LEAST_SECONDS)
+
+
 def _learn(
     learned: fx.GraphModule,
     exact: Tensor,
@@ -94,25 +112,52 @@ def _learn(
     config: ReconstructionConfig,
     seconds: float,
 ) -> int:
-    """Train a block for so many steps, or as many as there is time for; their number."""
+    """Train a block for so many steps, or as many as there is time for; their number.
+
+    A block that a quarter of that has not brought on is left as it was: high rates make it worse, and there is no more
+    to gain than the end of the schedule would take back.
+    """
     learned.train()
     optimizer = learning_optimizer(learned, config.rates)
+    first = {name: value.detach().clone() for name, value in learned.named_parameters()}
     power = target.square().mean().clamp(min=1e-30)
-    started = time.perf_counter()
+    losses: list[float] = []
+    tried, started = False, time.perf_counter()
+    narrow = has_fast_bfloat16() if config.bfloat16 is None else config.bfloat16
     for iteration in range(config.iterations):
         progress = max(iteration / config.iterations, (time.perf_counter() - started) / seconds)
         if progress >= 1:
-            return iteration
+            break
+        if not tried and progress >= _TRIAL and len(losses) >= _LEAST_TRIAL:
+            tried = True
+            if _is_stuck(losses):
+                learned.load_state_dict(first, strict=False)
+                break
         anneal(optimizer, progress)
         chosen = torch.randint(len(target), (config.batch_size,))
-        inputs = quantized[chosen]
-        inputs = torch.where(random_mask(inputs, config.drop), exact[chosen], inputs)
-        loss = (learned(inputs) - target[chosen]).square().mean() / power
+        inputs = exchanged(quantized[chosen], exact[chosen], config.drop)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            answer = learned(inputs.bfloat16() if narrow else inputs)
+        loss = (answer.float() - target[chosen]).square().mean() / power
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         confine_weights(learned)
-    return config.iterations
+        losses.append(float(loss.detach()))
+    return len(losses)
+
+
+def _is_stuck(losses: list[float]) -> bool:
+    """Whether the last fifth of the steps is less than 1 % better than the first."""
+    part = len(losses) // 5
+    return sum(losses[-part:]) > _BETTER * sum(losses[:part])
+
+
+@lru_cache
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies numbers of 16 bits; elsewhere they are slower than those of 32."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,16 +12,21 @@ from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
 from dffg.fold import fold_with_records
 from dffg.graph import add_tensor, copy_module, layer_name
+from dffg.memory import reused_memory
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
-from dffg.quant.equalize import absorb_biases, equalize, rescale_moments
+from dffg.quant.divergence import divergence
+from dffg.quant.equalize import absorb_biases, equalize_weights, rescale_moments
+from dffg.quant.equalize_activations import equalize_activations
 from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
 from dffg.quant.placement import integer_inputs, place, prepare
 from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
+
+_TRIAL_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +72,16 @@ class Quantized:
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """A folded float network and what was decided about it, before it is written into a graph."""
+    """A folded float network and what was decided about it, before it is written into a graph.
+
+    equalized: what was evened out, where the configuration left the choice.
+    """
 
     float_module: fx.GraphModule
     parameters: Parameters
     scheme: Scheme | None
     mixed: MixedPrecision | None
+    equalized: str
 
     def insert(self) -> Quantized:
         """The quantized graph."""
@@ -84,14 +93,18 @@ def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationC
     return decide(captured, images, config or QuantizationConfig()).insert()
 
 
+@reused_memory()
 def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Decided:
     """Fold, equalize, choose widths and ranges with `images` (batches of network inputs), round and correct the biases.
 
-    The images are read once; mixed bits and empirical bias correction, which read them again, keep them in memory.
+    The images are read once, at 8 bits; most of what else can be asked for keeps them in memory.
     """
-    float_module, moments = prepare_float(captured, config)
     if config.is_mixed or config.bias_correction == "empirical":
         images = list(images)
+    if config.equalize == "auto":
+        images = list(images)
+        config = replace(config, equalize=choose_equalization(captured, images, config) if images else "none")
+    float_module, moments = prepare_float(captured, config)
     placement = place(float_module)
     seen = observe(float_module, observed_tensors(placement), images)
     mixed = choose_widths(float_module, placement, images, seen, captured.spec, config) if config.is_mixed else None
@@ -104,16 +117,43 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
         parameters = correct_biases(parameters, expected_errors(float_module, parameters, moments))
     if config.bias_correction == "empirical":
         parameters = correct_biases(parameters, measured_errors(float_module, parameters, images))
-    scheme = None if mixed else config.scheme
-    return Decided(float_module=float_module, parameters=parameters, scheme=scheme, mixed=mixed)
+    return Decided(
+        float_module=float_module,
+        parameters=parameters,
+        scheme=None if mixed else config.scheme,
+        mixed=mixed,
+        equalized=str(config.equalize),
+    )
+
+
+def choose_equalization(captured: Captured, images: Sequence[Tensor], config: QuantizationConfig) -> str:
+    """Whether it helps to even out the ranges of activations: what leaves the answer nearer to the float network's.
+
+    Weights have 8 bits for that, since those of few bits are still to be learned. Normal values are assumed of what
+    ReLU6 clips, which the images show to be right (MobileNetV2) or wrong (EfficientNet-Lite0).
+    """
+    bits = config.activation_bits if config.is_mixed else config.scheme.activation_bits
+    assert bits is not None
+    reference, _ = prepare_float(captured, replace(config, equalize="none"))
+    chosen = torch.cat(list(images))[:_TRIAL_IMAGES]
+    apart = {}
+    for choice in ("none", "activations"):
+        trial = replace(config.at(8, bits), equalize=choice, weight_rounding="nearest", bias_correction="none")
+        module = simulate(captured, torch.split(chosen, len(images[0])), trial).module
+        with torch.no_grad():
+            apart[choice] = float(divergence(reference(chosen), module(chosen)).mean())
+    return min(apart, key=lambda choice: apart[choice])
 
 
 def prepare_float(captured: Captured, config: QuantizationConfig) -> tuple[fx.GraphModule, dict[str, Moments]]:
     """The folded float network that is quantized, and what BatchNorm says of its layers' results."""
     folded, records = fold_with_records(captured)
     module, moments = prepare(folded), batch_norm_moments(records)
-    if config.equalize:
-        module, scales = equalize(module)
+    if config.equalize == "activations":
+        module, scales = equalize_activations(module, moments)
+        moments = rescale_moments(moments, scales)
+    if config.equalize == "weights":
+        module, scales = equalize_weights(module)
         moments = rescale_moments(moments, scales)
     return absorb_biases(module, moments) if config.absorb_biases else (module, moments)
 
