@@ -125,8 +125,8 @@ def synthesis(budget: Budget, method: str, seed: int) -> SynthesisConfig:
 
 
 def reconstruction(budget: Budget, seed: int) -> ReconstructionConfig:
-    """Learning of the rounding, block by block."""
-    return ReconstructionConfig(iterations=budget.steps, seed=seed)
+    """Learning of the rounding, block by block; in bfloat16 everywhere, so that processors do not differ."""
+    return ReconstructionConfig(iterations=budget.steps, bfloat16=True, seed=seed)
 
 
 def finetuning(budget: Budget, seed: int) -> FinetuneConfig:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dffg.evaluation.data import load_data
     from dffg.images import ImageSpec, SyntheticSet
     from dffg.models import load_model
-    from dffg.pipeline import evaluate, quantize
+    from dffg.pipeline import evaluate, finetune, quantize
     from dffg.quant.simulate import simulate
     from dffg.report.result import Result
     from dffg.synthesis import synthesize, synthesize_set
@@ -32,6 +32,7 @@ __all__ = [
     "SyntheticSet",
     "capture",
     "evaluate",
+    "finetune",
     "load_data",
     "load_model",
     "quantize",
@@ -47,7 +48,7 @@ _HOMES = {
     "evaluation.data": ("load_data",),
     "images": ("ImageSpec", "SyntheticSet"),
     "models": ("load_model",),
-    "pipeline": ("evaluate", "quantize"),
+    "pipeline": ("evaluate", "finetune", "quantize"),
     "quant.simulate": ("simulate",),
     "report.result": ("Result",),
     "synthesis": ("synthesize", "synthesize_set"),

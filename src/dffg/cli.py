@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import DffgError, InputError
+from dffg.errors import DffgError, InputError, StoppedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,23 +122,93 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
         evaluation = _data(options["evaluation"], spec, labelled=True)
         from dffg.pipeline import quantize as run
 
-        result = run(
-            loaded.model,
-            out,
-            spec=spec,
-            synthesis=synthesis,
-            quantization=quantization,
-            learning=options["LearningConfig"],
-            calibration=calibration,
-            evaluation=evaluation,
-            name=loaded.name,
-            notes=notes,
-            force=force,
-            on_stage=view.stage,
-            progress=view.update,
-            learning_progress=view.update_learning,
-        )
+        with _says_what_is_kept(out):
+            result = run(
+                loaded.model,
+                out,
+                spec=spec,
+                synthesis=synthesis,
+                quantization=quantization,
+                learning=options["LearningConfig"],
+                calibration=calibration,
+                evaluation=evaluation,
+                name=loaded.name,
+                notes=notes,
+                force=force,
+                on_stage=view.stage,
+                progress=view.update,
+                learning_progress=view.update_learning,
+            )
     return _show_result(result, console, quiet, as_json)
+
+
+@cli.command()
+@model_options
+@click.option(
+    "--from", "quantized", required=True, type=click.Path(path_type=Path), help="Directory that quantize has written."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of training.")
+@click.option(
+    "--images", type=click.IntRange(min=1), help="Images to learn from  [default: those that lie beside the network]"
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
+@click.option("--force", is_flag=True, help="Overwrite an earlier result.")
+@output_options
+def finetune(
+    quantized: Path,
+    out: Path,
+    steps: int,
+    images: int | None,
+    seed: int,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Train a quantized MODEL on synthetic images, with its float network as the teacher."""
+    from dffg.output import check_directory
+
+    console = _console(quiet, as_json)
+    check_directory(out, force=force)
+    with _progress(console) as view:
+        view.stage("load")
+        loaded, spec, notes = _load(options)
+        evaluation = _data(options["evaluation"], spec, labelled=True)
+        from dffg.pipeline import finetune as run
+
+        with _says_what_is_kept(out):
+            result = run(
+                loaded.model,
+                quantized,
+                out,
+                steps=steps,
+                images=images,
+                spec=spec,
+                seed=seed,
+                evaluation=evaluation,
+                name=loaded.name,
+                notes=notes,
+                force=force,
+                on_stage=view.stage,
+                progress=view.update,
+                learning_progress=view.update_learning,
+            )
+    return _show_result(result, console, quiet, as_json)
+
+
+@contextmanager
+def _says_what_is_kept(out: Path) -> Iterator[None]:
+    from dffg.pipeline import unfinished_directory
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = unfinished_directory(out)
+        if not kept.exists():
+            raise
+        raise StoppedError(f"interrupted; {kept} has what was done, and the same command goes on from there.") from None
 
 
 def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -> int:

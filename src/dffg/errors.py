@@ -31,6 +31,12 @@ class ExportError(DffgError):
     """A file that could not be written as standard ONNX."""
 
 
+class StoppedError(DffgError):
+    """Work that the user has stopped, and that can be gone on with."""
+
+    exit_code = 130
+
+
 def first_line(error: Exception) -> str:
     """What an error of another library says first, without what it prints below; its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

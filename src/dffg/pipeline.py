@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dffg.captured import Captured, capture
+from dffg.checkpoint import Checkpoint, fingerprint
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
@@ -29,12 +30,23 @@ from dffg.images import Array, ImageSpec, SyntheticSet
 from dffg.output import check_directory, file_hash, staged_directory
 from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.placement import prepare
-from dffg.quant.simulate import Decided, Quantized, decide
+from dffg.quant.simulate import Decided, Quantized, decide, prepare_float
+from dffg.quant.stored import load_parameters, save_parameters, tensors_of
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
-from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
+from dffg.report.result import (
+    Agreement,
+    Images,
+    Latency,
+    Layer,
+    Report,
+    Result,
+    Seconds,
+    find_problems,
+    load_report,
+)
 from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
 
-MODEL_FILE, IMAGES_FILE, REPORT_FILE = "model.onnx", "images.npz", "report.json"
+MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE, REPORT_FILE = "model.onnx", "images.npz", "parameters.npz", "report.json"
 _HELD_OUT_SEED_OFFSET = 1_000_003
 _VERIFIED_BATCH = 16
 
@@ -48,6 +60,30 @@ class Calibration:
     inputs: Array
     made: SyntheticSet | None
     description: Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What every run has: the network, where its result goes, and who listens."""
+
+    captured: Captured
+    out: Path
+    name: str
+    notes: tuple[str, ...]
+    evaluation: Data | None
+    clock: _Clock
+    progress: ProgressCallback | None
+    learning_progress: LearningCallback | None
+
+    @property
+    def unfinished(self) -> Path:
+        """Where long work keeps what it has done until the result is written."""
+        return unfinished_directory(self.out)
+
+
+def unfinished_directory(out: Path) -> Path:
+    """Beside a result, while it is learned: OUT.partial."""
+    return out.with_name(f"{out.name}.partial")
 
 
 def quantize(
@@ -70,45 +106,135 @@ def quantize(
 ) -> Result:
     """From a trained network to a verified quantized file in directory `out`, without data.
 
-    `out` receives `model.onnx`, `images.npz` (the images it was quantized with) and `report.json`, all or nothing.
-    `spec` describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned
-    from the images beyond ranges; by default, something below 8 bits. `calibration` takes the place of
-    synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a `DffgError` that says what to do.
+    `out` receives `model.onnx`, `images.npz` (the images it was quantized with), `parameters.npz` (all integers and
+    scales) and `report.json`, all or nothing. `spec` describes the input; with only `input_shape`, pixels in [0, 1] are
+    assumed. `learning` says what is learned from the images beyond ranges; by default, something below 8 bits. What is
+    learned is kept in `out`.partial until all is done: the same call goes on from there if it was stopped.
+    `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a
+    `DffgError` that says what to do.
     """
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
-    out = Path(out)
-    check_directory(out, force=force)
+    check_directory(Path(out), force=force)
     clock = _Clock(on_stage)
     with clock.stage("capture"):
-        captured = (
-            model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
-        )
+        captured = _captured(model, spec, input_shape, name)
+    run = _Run(
+        captured=captured,
+        out=Path(out),
+        name=name or captured.name,
+        notes=notes,
+        evaluation=evaluation,
+        clock=clock,
+        progress=progress,
+        learning_progress=learning_progress,
+    )
     with clock.stage("synthesis"):
         made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
-        images = _calibration_images(captured, made_with, calibration, progress)
+        kept = Checkpoint(run.unfinished, fingerprint(captured.module, made_with)) if learning.learns else None
+        images = _calibration_images(captured, made_with, calibration, progress, kept)
     with clock.stage("calibration"):
         ranges_from = images.inputs[: synthesis.count]
         decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
     if learning.learns:
-        with clock.stage("learning"):
-            decided = _learn(decided, torch.from_numpy(images.inputs), learning, synthesis.seed, learning_progress)
-    quantized = decided.insert()
-    with staged_directory(out, commit_mark=REPORT_FILE) as staging, tempfile.TemporaryDirectory() as scratch:
+        decided = _learn(run, decided, images, learning, synthesis.seed)
+    return _finish(run, decided, images, quantization, learning, synthesis, made_with if calibration is None else None)
+
+
+def finetune(
+    model: nn.Module | ExportedProgram | Captured,
+    quantized: str | Path,
+    out: str | Path,
+    *,
+    steps: int,
+    images: int | None = None,
+    spec: ImageSpec | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    evaluation: Data | None = None,
+    name: str | None = None,
+    notes: tuple[str, ...] = (),
+    force: bool = False,
+    on_stage: StageCallback | None = None,
+    progress: ProgressCallback | None = None,
+    learning_progress: LearningCallback | None = None,
+) -> Result:
+    """Train a network on that `quantize` has written to directory `quantized`; the result goes to `out`, as there.
+
+    `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more are
+    asked for, new ones made as those were. Stopped work goes on, as in `quantize`.
+    """
+    check_directory(Path(out), force=force)
+    clock = _Clock(on_stage)
+    earlier = load_report(Path(quantized) / REPORT_FILE)
+    with clock.stage("capture"):
+        captured = _captured(model, spec, input_shape, name)
+        float_module, _ = prepare_float(captured, replace(earlier.quantization, equalize=earlier.equalized))
+        parameters = load_parameters(Path(quantized) / PARAMETERS_FILE, float_module)
+    run = _Run(
+        captured=captured,
+        out=Path(out),
+        name=name or captured.name,
+        notes=notes,
+        evaluation=evaluation,
+        clock=clock,
+        progress=progress,
+        learning_progress=learning_progress,
+    )
+    synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
+    with clock.stage("synthesis"):
+        calibration = _images_beside(Path(quantized), captured, earlier, images)
+        if calibration is None:
+            synthesis = synthesis.for_learning(images or 0)
+            kept = Checkpoint(run.unfinished, fingerprint(captured.module, synthesis))
+            calibration = _calibration_images(captured, synthesis, None, progress, kept)
+    scheme = None if earlier.quantization.is_mixed else earlier.quantization.scheme
+    decided = Decided(
+        float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
+    )
+    learning = LearningConfig(
+        recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
+    )
+    decided = _learn(run, decided, calibration, learning, seed)
+    return _finish(run, decided, calibration, earlier.quantization, learning, synthesis, synthesis)
+
+
+def _captured(
+    model: nn.Module | ExportedProgram | Captured,
+    spec: ImageSpec | None,
+    input_shape: tuple[int, ...] | None,
+    name: str | None,
+) -> Captured:
+    return model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
+
+
+def _finish(
+    run: _Run,
+    decided: Decided,
+    images: Calibration,
+    quantization: QuantizationConfig,
+    learning: LearningConfig,
+    synthesis: SynthesisConfig,
+    made_with: SynthesisConfig | None,
+) -> Result:
+    """Write the file, verify it in its runtime, and report."""
+    captured, clock, quantized = run.captured, run.clock, decided.insert()
+    with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, tempfile.TemporaryDirectory() as scratch:
         written, reference = staging / MODEL_FILE, Path(scratch) / "float.onnx"
         with clock.stage("export"):
             write_quantized(quantized, captured.spec, written)
             write_float(prepare(fold_batch_norms(captured)), captured.spec, reference)
             _save_images(images, captured.spec, staging / IMAGES_FILE)
+            save_parameters(decided.parameters, staging / PARAMETERS_FILE)
         with clock.stage("verify"):
-            held_out = _held_out_images(captured, synthesis, progress)
+            held_out = _held_out_images(captured, synthesis, run.progress)
             facts = _verify(quantized, written, reference, held_out)
         accuracy = None
-        if evaluation is not None:
+        if run.evaluation is not None:
             with clock.stage("evaluation"):
-                accuracy = _evaluate(written, reference, evaluation)
+                accuracy = _evaluate(written, reference, run.evaluation)
         result = Result(
-            model=name or captured.name,
+            model=run.name,
             scheme=quantization.label,
             target=quantization.target,
             seed=synthesis.seed,
@@ -116,8 +242,9 @@ def quantize(
             environment=describe_environment(torch.get_num_threads()),
             input=captured.spec,
             images=images.description,
-            synthesis=made_with if calibration is None else None,
+            synthesis=made_with,
             quantization=quantization,
+            equalized=decided.equalized,
             learning=learning,
             mixed=quantized.mixed,
             seconds=clock.seconds(),
@@ -125,12 +252,13 @@ def quantize(
             accuracy=accuracy,
             float_operations=quantized.float_operations,
             zero_variance_channels=captured.zero_variance_channels,
-            notes=(*notes, *captured.notes, *_width_notes(quantized), *_equalization_notes(decided)),
-            files={entry: file_hash(staging / entry) for entry in (MODEL_FILE, IMAGES_FILE)},
-            path=str(out),
+            notes=(*run.notes, *captured.notes, *_width_notes(quantized), *_equalization_notes(decided)),
+            files={entry: file_hash(staging / entry) for entry in (MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE)},
+            path=str(run.out),
             **facts,
         )
         result.save(staging / REPORT_FILE)
+    Checkpoint(run.unfinished, "").remove()
     return result
 
 
@@ -142,8 +270,22 @@ def evaluate(path: str | Path, data: Data) -> Score:
     return score(outputs, data.labels)
 
 
+def _images_beside(directory: Path, captured: Captured, earlier: Report, count: int | None) -> Calibration | None:
+    """The images of an earlier result, where they are as many as asked for."""
+    made = SyntheticSet.load(directory / IMAGES_FILE) if earlier.synthesis else None
+    if made is None or (count is not None and count > len(made)):
+        return None
+    if made.spec.shape != captured.spec.shape:
+        raise InputError(f"the images in {directory} have shape {made.spec.shape}, not {captured.spec.shape}.")
+    return Calibration(inputs=made.inputs[:count], made=made, description=replace(earlier.images, count=len(made)))
+
+
 def _calibration_images(
-    captured: Captured, config: SynthesisConfig, data: Data | None, progress: ProgressCallback | None
+    captured: Captured,
+    config: SynthesisConfig,
+    data: Data | None,
+    progress: ProgressCallback | None,
+    checkpoint: Checkpoint | None,
 ) -> Calibration:
     if data is not None:
         if data.spec.shape != captured.spec.shape:
@@ -151,7 +293,7 @@ def _calibration_images(
         inputs = np.concatenate(list(data.first(config.count).batches()))
         description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
         return Calibration(inputs=inputs, made=None, description=description)
-    made = synthesize_set(captured, config, progress=progress)
+    made = synthesize_set(captured, config, progress=progress, checkpoint=checkpoint)
     last = made.snapshots[-1]
     description = Images(
         source=_source(config),
@@ -163,10 +305,13 @@ def _calibration_images(
     return Calibration(inputs=made.inputs, made=made, description=description)
 
 
-def _learn(
-    decided: Decided, images: Tensor, config: LearningConfig, seed: int, progress: LearningCallback | None
-) -> Decided:
-    learned = learn(decided.float_module, decided.parameters, images, config, seed, progress)
+def _learn(run: _Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:
+    inputs = torch.from_numpy(images.inputs)
+    with run.clock.stage("learning"):
+        start = decided.parameters
+        subject = fingerprint(decided.float_module, inputs, config, seed, *tensors_of(start).values())
+        kept = Checkpoint(run.unfinished, subject)
+        learned = learn(decided.float_module, start, inputs, config, seed, run.learning_progress, kept)
     return replace(decided, parameters=learned)
 
 

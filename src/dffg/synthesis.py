@@ -13,6 +13,7 @@ from torch import Tensor
 from dffg.baselines import chain_of
 from dffg.captured import Captured
 from dffg.chain import Visit, input_bounds
+from dffg.checkpoint import Checkpoint
 from dffg.config import NOISES, SynthesisConfig
 from dffg.images import SnapshotRecord, SyntheticSet, concatenate
 from dffg.memory import reused_memory
@@ -63,17 +64,58 @@ def synthesize(
 
 @reused_memory()
 def synthesize_set(
-    captured: Captured, config: SynthesisConfig | None = None, *, progress: ProgressCallback | None = None
+    captured: Captured,
+    config: SynthesisConfig | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> SyntheticSet:
-    """Make calibration images and collect them with their configuration, seed and losses."""
+    """Make calibration images and collect them with their configuration, seed and losses.
+
+    checkpoint: where finished chains are kept, and found if this was stopped before.
+    """
     config = config or SynthesisConfig()
-    kept = list(snapshots(captured, config, progress=progress))
+    kept = [] if checkpoint is None else _finished(checkpoint, captured, config)
+    first, made = len(kept) // snapshots_per_chain(config), sum(len(snapshot.images) for snapshot in kept)
+    for snapshot in snapshots(captured, config, progress=progress, first=first, made=made):
+        kept.append(snapshot)
+        if checkpoint is not None and len(kept) % snapshots_per_chain(config) == 0:
+            _save_chain(checkpoint, captured, kept[-snapshots_per_chain(config) :])
     return SyntheticSet(
         inputs=concatenate([snapshot.images.numpy() for snapshot in kept]),
         spec=captured.spec,
         config=config,
         snapshots=tuple(snapshot.record for snapshot in kept),
     )
+
+
+def _save_chain(checkpoint: Checkpoint, captured: Captured, kept: list[Snapshot]) -> None:
+    """Pixels as integers, a fourth of the size, where that is what they are."""
+    images = torch.cat([snapshot.images for snapshot in kept])
+    if captured.spec.is_pixels:
+        pixels = torch.from_numpy(captured.spec.to_uint8(images.numpy()))
+        images = pixels if torch.equal(_from_pixels(pixels, captured), images) else images
+    records = [(snapshot.step, snapshot.loss, len(snapshot.images)) for snapshot in kept]
+    checkpoint.save(f"chain-{kept[0].chain}", {"images": images, "records": records})
+
+
+def _finished(checkpoint: Checkpoint, captured: Captured, config: SynthesisConfig) -> list[Snapshot]:
+    """The snapshots of all chains up to the first that is missing."""
+    kept: list[Snapshot] = []
+    for chain in range(chains_needed(config)):
+        state = checkpoint.load(f"chain-{chain}")
+        if state is None:
+            break
+        images = state["images"]
+        images = _from_pixels(images, captured) if images.dtype == torch.uint8 else images
+        parts = torch.split(images, [count for *_, count in state["records"]])
+        for part, (step, loss, _) in zip(parts, state["records"]):
+            kept.append(Snapshot(images=part, chain=chain, step=step, loss=loss))
+    return kept
+
+
+def _from_pixels(pixels: Tensor, captured: Captured) -> Tensor:
+    return torch.from_numpy(captured.spec.from_uint8(pixels.numpy()))
 
 
 def chains_needed(config: SynthesisConfig) -> int:
@@ -87,15 +129,17 @@ def snapshots(
     *,
     progress: ProgressCallback | None = None,
     run_chain: Callable[[int], Iterator[Visit]] | None = None,
+    first: int = 0,
+    made: int = 0,
 ) -> Iterator[Snapshot]:
     """As `synthesize`, with chain, step and loss of every kept batch.
 
-    `run_chain` takes the place of the generator that the configuration names, for experiments.
+    `run_chain` takes the place of the generator that the configuration names, for experiments. first, made: the chain
+    to go on with, and the images of those before.
     """
     started = time.monotonic()
-    made = 0
     run_chain = run_chain or chain_of(captured, config)
-    for chain in range(chains_needed(config)):
+    for chain in range(first, chains_needed(config)):
         for visit in run_chain(chain):
             late = config.max_seconds is not None and time.monotonic() - started > config.max_seconds
             keep = _is_kept(visit.step, config) or (late and made == 0)

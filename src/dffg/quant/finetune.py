@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
 
+from dffg.checkpoint import Checkpoint
 from dffg.config import FinetuneConfig
 from dffg.graph import nodes_by_name, with_output
 from dffg.memory import reused_memory
@@ -15,6 +17,8 @@ from dffg.quant.divergence import divergence
 from dffg.quant.learned import LearnedNetwork, anneal, confine_weights, laid_out, learning_optimizer, where_rounded
 from dffg.quant.parameters import Parameters
 
+_STATE = "finetuning"
+_SAVE_SECONDS = 30
 _HARDEST = 4.0
 _NEAREST_MIX = 0.3
 
@@ -26,6 +30,7 @@ def finetune(
     images: Tensor,
     config: FinetuneConfig,
     progress: Callable[[int, float], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Parameters:
     """Learn weights, scales and biases end to end from the answers of the float network, which is never changed.
 
@@ -35,7 +40,8 @@ def finetune(
     Distillation (Hinton et al., 2015) with the results of all blocks as hints; roundings pass their gradient through.
     Images on which the student was far off are drawn more often (hard samples), and a share of every batch lies between
     two images, where classes meet (boundary samples; Qimera, Choi et al., NeurIPS 2021, mixes latents of a generator).
-    images: (count, *shape) network inputs. progress: told the step and its loss.
+    images: (count, *shape) network inputs. progress: told the step and its loss. checkpoint: where the state is kept
+    every half minute, and found if this was stopped before; the result is the same.
     """
     torch.manual_seed(config.seed)
     images = laid_out(images)
@@ -45,7 +51,9 @@ def finetune(
     student, teacher = network.watched(blocks), with_output(float_module, [nodes[name] for name in blocks])
     optimizer = learning_optimizer(student, config.rates)
     hardness = torch.ones(len(images))
-    for step in range(config.iterations):
+    done = 0 if checkpoint is None else _restore(checkpoint, network, optimizer, hardness)
+    saved = time.monotonic()
+    for step in range(done, config.iterations):
         anneal(optimizer, step / config.iterations)
         chosen = torch.multinomial(hardness, min(config.batch_size, len(images)))
         batch = with_boundary_samples(images[chosen], config.boundary)
@@ -59,9 +67,41 @@ def finetune(
         optimizer.step()
         confine_weights(student)
         hardness[chosen] = 1 - config.hard + config.hard * relative_hardness(apart.detach())
+        if checkpoint is not None and time.monotonic() - saved > _SAVE_SECONDS:
+            _save(checkpoint, step + 1, network, optimizer, hardness)
+            saved = time.monotonic()
         if progress is not None:
             progress(step, float(loss.detach()))
     return network.parameters()
+
+
+def _save(
+    checkpoint: Checkpoint, done: int, network: LearnedNetwork, optimizer: torch.optim.Optimizer, hardness: Tensor
+) -> None:
+    checkpoint.save(
+        _STATE,
+        {
+            "done": done,
+            "values": network.state(),
+            "optimizer": optimizer.state_dict(),
+            "hardness": hardness,
+            "random": torch.get_rng_state(),
+        },
+    )
+
+
+def _restore(
+    checkpoint: Checkpoint, network: LearnedNetwork, optimizer: torch.optim.Optimizer, hardness: Tensor
+) -> int:
+    """Take over what was learned before; the number of steps that are done."""
+    state = checkpoint.load(_STATE)
+    if state is None:
+        return 0
+    network.load(state["values"])
+    optimizer.load_state_dict(state["optimizer"])
+    hardness.copy_(state["hardness"])
+    torch.set_rng_state(state["random"])
+    return int(state["done"])
 
 
 def feature_error(expected: tuple[Tensor, ...], answer: tuple[Tensor, ...]) -> Tensor:

@@ -229,6 +229,14 @@ class LearnedNetwork:
             activations={name: module.qparams() for name, module in self.activations.items()}, layers=layers
         )
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything that is learned."""
+        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go back to an earlier `state`."""
+        self.module.load_state_dict(state, strict=False)
+
     def _value(self, name: str) -> str:
         return self._values.get(name, name)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from dffg.checkpoint import Checkpoint
 from dffg.config import FinetuneConfig, LearningConfig, ReconstructionConfig
 from dffg.quant.finetune import finetune
 from dffg.quant.parameters import Parameters
@@ -32,8 +33,12 @@ def learn(
     config: LearningConfig,
     seed: int,
     progress: LearningCallback | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Parameters:
-    """Reconstruct, then fine-tune, as the (completed) configuration says; images: (count, *shape) network inputs."""
+    """Reconstruct, then fine-tune, as the (completed) configuration says; images: (count, *shape) network inputs.
+
+    checkpoint: where what is learned is kept, and found if this was stopped before.
+    """
     tell = progress or (lambda state: None)
 
     def after_block(record: BlockRecord) -> None:
@@ -49,8 +54,8 @@ def learn(
         reconstruction = ReconstructionConfig(
             iterations=config.reconstruction_steps, seed=seed, max_seconds=config.learning_seconds
         )
-        parameters = reconstruct(float_module, parameters, images, reconstruction, after_block)
+        parameters = reconstruct(float_module, parameters, images, reconstruction, after_block, checkpoint)
     if config.finetune_steps:
         tuning = FinetuneConfig(iterations=config.finetune_steps, seed=seed)
-        parameters = finetune(float_module, parameters, images, tuning, after_step)
+        parameters = finetune(float_module, parameters, images, tuning, after_step, checkpoint)
     return parameters

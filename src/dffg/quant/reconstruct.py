@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dffg.checkpoint import Checkpoint
 from dffg.config import ReconstructionConfig
 from dffg.memory import reused_memory
 from dffg.quant.blocks import Block, find_blocks, work_of
@@ -28,6 +29,7 @@ from dffg.quant.learned import (
 from dffg.quant.parameters import Parameters
 
 _BATCH = 64
+_STATE = "reconstruction"
 _LEAST_SECONDS = 1e-3
 # A block is given up after this share of its steps, but not before so many, where they did not improve it.
 _TRIAL, _LEAST_TRIAL, _BETTER = 0.25, 20, 0.99
@@ -53,6 +55,7 @@ def reconstruct(
     images: Tensor,
     config: ReconstructionConfig,
     progress: Callable[[BlockRecord], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Parameters:
     """Learn rounding, scales and biases so that every block's result is that of the float network.
 
@@ -61,7 +64,10 @@ def reconstruct(
     block by block in order of execution (BRECQ, Li et al., ICLR 2021). x is what the quantized network before gives,
     with a random share of its elements exchanged for those of the float network (QDrop, Wei et al., ICLR 2022). Scales
     are learned as in LSQ (Esser et al., ICLR 2020) and GENIE (Jeon et al., CVPR 2023). images: (count, *shape) network
-    inputs, all kept in memory, with three results of a block for each. Every block has a seed of its own.
+    inputs, all kept in memory, with three results of a block for each.
+
+    checkpoint: where finished blocks are kept, and found if this was stopped before. Every block has a seed of its own,
+    so that the result is the same.
     """
     network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop, config.reach)
     images = laid_out(images)
@@ -69,7 +75,12 @@ def reconstruct(
     with torch.no_grad():
         exact, quantized = images, network.quantized(blocks[0].input, images)
     clock = _Clock([work_of(float_module, block) for block in blocks], config.max_seconds)
+    done = 0 if checkpoint is None else _restore(checkpoint, network)
     for index, block in enumerate(blocks):
+        if index < done:
+            exact = _run(between(float_module, block.input, block.output), exact)
+            quantized = _run(network.block(block.input, block.output), quantized)
+            continue
         torch.manual_seed(config.seed + index)
         started = time.perf_counter()
         learned = network.block(block.input, block.output)
@@ -88,7 +99,18 @@ def reconstruct(
                 error_after=_error(quantized, target),
             )
             progress(record)
+        if checkpoint is not None:
+            checkpoint.save(_STATE, {"done": index + 1, "values": network.state()})
     return network.parameters()
+
+
+def _restore(checkpoint: Checkpoint, network: LearnedNetwork) -> int:
+    """Take over what was learned before; the number of blocks that are done."""
+    state = checkpoint.load(_STATE)
+    if state is None:
+        return 0
+    network.load(state["values"])
+    return int(state["done"])
 
 
 class _Clock:

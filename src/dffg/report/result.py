@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.onnxruntime import Kernels
 from dffg.export.verification import SimulationMatch
@@ -84,7 +85,8 @@ class Layer:
 class Result:
     """Everything a run found. `problems` says in words what a user must know before using the file.
 
-    mixed: how the widths were chosen, where they were.
+    equalized: what was evened out, where the configuration leaves the choice. mixed: how the widths were chosen, where
+    they were.
     """
 
     model: str
@@ -97,6 +99,7 @@ class Result:
     images: Images
     synthesis: SynthesisConfig | None
     quantization: QuantizationConfig
+    equalized: str
     learning: LearningConfig
     seconds: Seconds
     peak_memory_bytes: int | None
@@ -133,6 +136,32 @@ class Result:
     def save(self, path: Path) -> None:
         """Write `report.json`."""
         path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What of an earlier `report.json` is needed to go on from it."""
+
+    images: Images
+    synthesis: SynthesisConfig | None
+    quantization: QuantizationConfig
+    equalized: str
+
+
+def load_report(path: Path) -> Report:
+    """Read a `report.json`. Raises InputError where it is none, or older than this version of its schema."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return Report(
+            images=Images(**plain["images"]),
+            synthesis=None if plain["synthesis"] is None else SynthesisConfig(**plain["synthesis"]),
+            quantization=QuantizationConfig(**plain["quantization"]),
+            equalized=plain["equalized"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not the report of a network quantized by this version of dffg: {error}."
+        ) from error
 
 
 def find_problems(kernels: Kernels, latency: Latency, match: SimulationMatch) -> tuple[str, ...]:

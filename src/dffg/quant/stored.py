@@ -1,0 +1,96 @@
+"""Everything that quantization decided, as a file of plain arrays: to look at, and to go on from."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from dffg.errors import InputError
+from dffg.graph import nodes_by_name, stored_tensor
+from dffg.quant.affine import QParams
+from dffg.quant.parameters import LayerParameters, Parameters
+from dffg.quant.placement import place
+from dffg.quant.widths import quantized_layers
+
+_LAYER, _ACTIVATION = "layer", "activation"
+
+
+def save_parameters(parameters: Parameters, path: Path) -> None:
+    """Write `tensors_of` them."""
+    np.savez_compressed(path, **{key: tensor.numpy() for key, tensor in tensors_of(parameters).items()})  # type: ignore[arg-type]
+
+
+def tensors_of(parameters: Parameters) -> dict[str, Tensor]:
+    """`layer/NAME/levels`, `scale`, `zero_point`, `limits` and `bias`, and `activation/NAME/scale` and so on.
+
+    Names are nodes of the graph; limits are the lowest and the highest integer in use.
+    """
+    arrays: dict[str, Tensor] = {}
+    for name, layer in parameters.layers.items():
+        arrays[f"{_LAYER}/{name}/levels"] = layer.levels.contiguous()
+        arrays |= _of_qparams(f"{_LAYER}/{name}", layer.qparams)
+        if layer.bias is not None:
+            arrays[f"{_LAYER}/{name}/bias"] = layer.bias
+    for name, qparams in parameters.activations.items():
+        arrays |= _of_qparams(f"{_ACTIVATION}/{name}", qparams)
+    return arrays
+
+
+def load_parameters(path: Path, module: fx.GraphModule) -> Parameters:
+    """Read what `save_parameters` wrote of this (float) network.
+
+    Raises InputError where the file cannot be read or is of another network.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        parameters = Parameters(
+            activations={name: _to_qparams(part) for name, part in _parts(stored, _ACTIVATION).items()},
+            layers={name: _to_layer(part) for name, part in _parts(stored, _LAYER).items()},
+        )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read {path}, which quantize writes: {error}.") from error
+    if not _fits(parameters, module):
+        raise InputError(f"{path} is of another network, or of the same with other options; give the one it came from.")
+    return parameters
+
+
+def _of_qparams(prefix: str, qparams: QParams) -> dict[str, Tensor]:
+    limits = torch.tensor([qparams.quant_min, qparams.quant_max])
+    return {
+        f"{prefix}/scale": qparams.scale,
+        f"{prefix}/zero_point": qparams.zero_point,
+        f"{prefix}/limits": limits,
+    }
+
+
+def _parts(stored: dict[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in stored.items():
+        found, name, entry = key.split("/")
+        if found == kind:
+            parts.setdefault(name, {})[entry] = value
+    return parts
+
+
+def _to_qparams(part: dict[str, Tensor]) -> QParams:
+    low, high = part["limits"].tolist()
+    axis = 0 if part["scale"].dim() else None
+    return QParams(scale=part["scale"], zero_point=part["zero_point"], quant_min=low, quant_max=high, axis=axis)
+
+
+def _to_layer(part: dict[str, Tensor]) -> LayerParameters:
+    return LayerParameters(levels=part["levels"], qparams=_to_qparams(part), bias=part.get("bias"))
+
+
+def _fits(parameters: Parameters, module: fx.GraphModule) -> bool:
+    nodes, layers = nodes_by_name(module), [layer.name for layer in quantized_layers(module)]
+    sources = {source.name for source in place(module).source.values()}
+    if parameters.layers.keys() != set(layers) or parameters.activations.keys() != sources:
+        return False
+    weights = {name: stored_tensor(module, nodes[name].args[1]) for name in layers}  # type: ignore[arg-type]
+    return all(parameters.layers[name].levels.shape == weight.shape for name, weight in weights.items())
