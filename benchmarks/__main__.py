@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, render, speed
+from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, mixed, render, speed
 from benchmarks.networks import NETWORKS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -41,6 +41,14 @@ def run_arena(suite: str, networks: list[str], contestants: list[str], seeds: st
 def run_int8(networks: list[str], seeds: list[int], sources: list[str], ranges: list[str]) -> None:
     """Accuracy of W8A8 in ONNX Runtime, by source of the calibration images."""
     int8.run_suite(networks, seeds, sources, ranges)
+
+
+@main.command("mixed")
+@click.option("--networks", default="mobilenet_v2,efficientnet_lite0", callback=_names, show_default=True)
+@click.option("--seeds", default="0,1,2", callback=lambda c, p, v: [int(seed) for seed in v.split(",")])
+def run_mixed(networks: list[str], seeds: list[int]) -> None:
+    """Widths of their own for every layer beside one width for all, at equal size, in ONNX Runtime."""
+    mixed.run_suite(networks, seeds)
 
 
 @main.command("lowbits")

@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import arena_tables, records
+from benchmarks import arena_tables, mixed, records
 from benchmarks.networks import REAL
 
 THEMES = {
@@ -175,13 +175,37 @@ def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
     axes.grid(True, linewidth=0.5)
 
 
-FIGURES: dict[str, Callable[[str], Figure]] = {"pareto": pareto, "time": time}
+def frontier(theme: str) -> Figure:
+    """Divergence against size, with widths of their own for every layer: further down and to the left is better."""
+    colors, shown = THEMES[theme], mixed.frontiers()
+    figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.6), layout="constrained")
+    for index, (network, curves) in enumerate(shown.items()):
+        axes = figure.add_subplot(1, len(shown), index + 1)
+        for kind, points in curves.items():
+            megabytes, means, deviations = zip(*points)
+            style: Any = (
+                {"color": colors["ours"], "marker": "o", "linewidth": 2}
+                if kind == mixed.MIXED
+                else {"color": colors["noise"], "marker": "s", "linestyle": "none", "markersize": 8}
+            )
+            axes.errorbar(megabytes, means, yerr=deviations, label=kind, elinewidth=0.8, **style)
+        axes.set_yscale("log")
+        axes.set_title(network, fontsize=10)
+        axes.grid(True, linewidth=0.5)
+        axes.legend(frameon=False)
+    figure.supxlabel("megabytes of the file", fontsize=10)
+    figure.supylabel("KL to the float network, nats", fontsize=10)
+    return figure
+
+
+FIGURES: dict[str, Callable[[str], Figure]] = {"pareto": pareto, "time": time, "frontier": frontier}
 
 
 def data_of(name: str) -> str:
     """Fingerprint of everything that a plot shows."""
-    shown = panels(passes_of if name == "pareto" else seconds_of)
-    return hashlib.sha256(json.dumps([repr(panel) for panel in shown]).encode()).hexdigest()[:16]
+    shown: Any = mixed.frontiers() if name == "frontier" else panels(passes_of if name == "pareto" else seconds_of)
+    parts = [repr(shown)] if name == "frontier" else [repr(panel) for panel in shown]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def svg(name: str, theme: str) -> str:

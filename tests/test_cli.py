@@ -58,6 +58,12 @@ def nan_variance():
     return model
 
 
+def other():
+    model = tiny()
+    model[8] = nn.Linear(model[8].in_features, 7)
+    return model
+
+
 def negative_variance():
     model = tiny()
     model[4].running_var[3] = -1.0
@@ -172,9 +178,9 @@ def finished(here):
 def test_quantize_writes_network_images_and_report(finished):
     ended, out = finished
     assert ended.code == 0, ended.err
-    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "parameters.npz", "report.json"]
     report = json.loads((out / "report.json").read_text())
-    for name in ("model.onnx", "images.npz"):
+    for name in ("model.onnx", "images.npz", "parameters.npz"):
         assert report["files"][name] == hashlib.sha256((out / name).read_bytes()).hexdigest()
     assert report["size_bytes"]["quantized"] == (out / "model.onnx").stat().st_size
 
@@ -237,7 +243,7 @@ def test_json_alone_is_on_standard_output(overwritten):
 
 def test_force_keeps_the_files_of_others(overwritten):
     assert (overwritten[1] / "notes.txt").read_text() == "old"
-    assert len(tree(overwritten[1])) == 4
+    assert len(tree(overwritten[1])) == 5
 
 
 def test_normalization_given_is_reported(overwritten):
@@ -316,6 +322,77 @@ def test_nothing_is_left_when_the_run_is_interrupted_while_writing(here, monkeyp
     assert ended.code == 130
     assert "interrupted; nothing was written" in ended.err
     assert sorted(here.iterdir()) == before
+
+
+LEARNED = ("--bits", "W4A4", "--learning-images", "8", "--reconstruction-steps", "4", "--finetune-steps", "2")
+
+
+@pytest.fixture(scope="module")
+def learned(here):
+    """A network of 4 bits, and where it was written."""
+    return run("quantize", *TINY, "--out", here / "learned", *QUICK, *LEARNED), here / "learned"
+
+
+def test_learning_that_is_interrupted_goes_on_and_ends_the_same(here, learned, monkeypatch):
+    import dffg.quant.learning
+
+    ended, whole = learned
+    assert ended.code == 0, ended.err
+
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    out, kept = here / "stopped", here / "stopped.partial"
+    with monkeypatch.context() as patched:
+        patched.setattr(dffg.quant.learning, "finetune", interrupted)
+        ended = run("quantize", *TINY, "--out", out, *QUICK, *LEARNED)
+    assert ended.code == 130
+    assert "stopped.partial has what was done, and the same command goes on from there" in ended.err
+    assert kept.is_dir()
+    assert not out.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(dffg.quant.reconstruct, "_learn", interrupted)
+        assert run("quantize", *TINY, "--out", out, *QUICK, *LEARNED).code == 0
+    assert not kept.exists()
+    assert (out / "parameters.npz").read_bytes() == (whole / "parameters.npz").read_bytes()
+    assert (out / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+
+
+def test_finetune_goes_on_from_what_quantize_wrote(here, learned):
+    out = here / "tuned"
+    ended = run("finetune", *TINY, "--from", learned[1], "--out", out, "--steps", "5", "--json")
+    assert ended.code == 0, ended.err
+    report, before = json.loads(ended.out), json.loads((learned[1] / "report.json").read_text())
+    assert report["scheme"] == "W4A4"
+    assert report["learning"]["finetune_steps"] == 5
+    assert report["images"]["count"] == before["images"]["count"] == 8
+    assert report["files"]["images.npz"] == before["files"]["images.npz"]
+    with np.load(learned[1] / "parameters.npz") as old, np.load(out / "parameters.npz") as new:
+        assert old.files == new.files
+        assert any((old[name] != new[name]).any() for name in old.files)
+        assert all((old[name] == new[name]).all() for name in old.files if name.endswith("limits"))
+
+
+def test_finetune_makes_more_images_where_more_are_asked_for(here, learned):
+    ended = run(
+        "finetune", *TINY, "--from", learned[1], "--out", here / "more", "--steps", "1", "--images", "12", "--json"
+    )
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["images"]["count"] == 12
+
+
+@pytest.mark.parametrize(
+    ("network", "start", "says"),
+    [
+        (f"{MODULE}:tiny", "nowhere", "nowhere/report.json is missing"),
+        (f"{MODULE}:other", "learned", "another network"),
+    ],
+)
+def test_finetune_says_what_it_cannot_go_on_from(here, learned, network, start, says):
+    ended = run("finetune", network, "--input", "3x16x16", "--from", here / start, "--out", here / "refused")
+    assert ended.code == 2
+    assert says in ended.err
+    assert not (here / "refused").exists()
 
 
 # The other commands

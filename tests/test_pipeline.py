@@ -75,11 +75,11 @@ def test_accuracy_in_the_report_is_that_of_the_written_file(finished: Result, la
     assert score.top1 == pytest.approx(finished.accuracy.quantized_top1)
 
 
-def test_three_files_are_written_and_the_report_holds_their_hashes(finished: Result) -> None:
+def test_four_files_are_written_and_the_report_holds_their_hashes(finished: Result) -> None:
     out = Path(finished.path)
-    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "parameters.npz", "report.json"]
     report = json.loads((out / "report.json").read_text())
-    assert report["files"] == {name: file_hash(out / name) for name in ("images.npz", "model.onnx")}
+    assert report["files"] == {name: file_hash(out / name) for name in ("images.npz", "model.onnx", "parameters.npz")}
     assert report["images"] == {"source": "synthetic images", "count": 32, "chains": 1, "steps": 8, "passes": 8}
     assert report["input"]["bounds"] == [0.0, 16.0]
 

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from dffg.captured import Captured, capture
 from dffg.checkpoint import Checkpoint, fingerprint
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import InputError
+from dffg.errors import DffgError, InputError
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
 from dffg.export.onnx import write_float, write_quantized
@@ -129,16 +129,19 @@ def quantize(
         progress=progress,
         learning_progress=learning_progress,
     )
-    with clock.stage("synthesis"):
-        made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
-        kept = Checkpoint(run.unfinished, fingerprint(captured.module, made_with)) if learning.learns else None
-        images = _calibration_images(captured, made_with, calibration, progress, kept)
-    with clock.stage("calibration"):
-        ranges_from = images.inputs[: synthesis.count]
-        decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
-    if learning.learns:
-        decided = _learn(run, decided, images, learning, synthesis.seed)
-    return _finish(run, decided, images, quantization, learning, synthesis, made_with if calibration is None else None)
+    with _cleared_where_refused(run.unfinished):
+        with clock.stage("synthesis"):
+            made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
+            kept = Checkpoint(run.unfinished, fingerprint(captured.module, made_with)) if learning.learns else None
+            images = _calibration_images(captured, made_with, calibration, progress, kept)
+        with clock.stage("calibration"):
+            ranges_from = images.inputs[: synthesis.count]
+            decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
+        if learning.learns:
+            decided = _learn(run, decided, images, learning, synthesis.seed)
+        return _finish(
+            run, decided, images, quantization, learning, synthesis, made_with if calibration is None else None
+        )
 
 
 def finetune(
@@ -181,22 +184,33 @@ def finetune(
         progress=progress,
         learning_progress=learning_progress,
     )
-    synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
-    with clock.stage("synthesis"):
-        calibration = _images_beside(Path(quantized), captured, earlier, images)
-        if calibration is None:
-            synthesis = synthesis.for_learning(images or 0)
-            kept = Checkpoint(run.unfinished, fingerprint(captured.module, synthesis))
-            calibration = _calibration_images(captured, synthesis, None, progress, kept)
-    scheme = None if earlier.quantization.is_mixed else earlier.quantization.scheme
-    decided = Decided(
-        float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
-    )
-    learning = LearningConfig(
-        recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
-    )
-    decided = _learn(run, decided, calibration, learning, seed)
-    return _finish(run, decided, calibration, earlier.quantization, learning, synthesis, synthesis)
+    with _cleared_where_refused(run.unfinished):
+        synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
+        with clock.stage("synthesis"):
+            calibration = _images_beside(Path(quantized), captured, earlier, images)
+            if calibration is None:
+                synthesis = synthesis.for_learning(images or 0)
+                kept = Checkpoint(run.unfinished, fingerprint(captured.module, synthesis))
+                calibration = _calibration_images(captured, synthesis, None, progress, kept)
+        scheme = None if earlier.quantization.is_mixed else earlier.quantization.scheme
+        decided = Decided(
+            float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
+        )
+        learning = LearningConfig(
+            recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
+        )
+        decided = _learn(run, decided, calibration, learning, seed)
+        return _finish(run, decided, calibration, earlier.quantization, learning, synthesis, synthesis)
+
+
+@contextmanager
+def _cleared_where_refused(unfinished: Path) -> Iterator[None]:
+    """Work that cannot go on as asked leaves nothing behind; work that is stopped does."""
+    try:
+        yield
+    except DffgError:
+        Checkpoint(unfinished, "").remove()
+        raise
 
 
 def _captured(

@@ -156,3 +156,21 @@ def test_without_statistics_nothing_moves():
     even, scales = equalize_activations(module, {})
     assert scales == {}
     assert str(even.graph) == str(module.graph)
+
+
+class PooledShortcut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        self.body, self.head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.body(x))
+
+
+def test_a_sum_of_something_unknown_stays():
+    """BatchNorm says nothing of what a maximum over positions is."""
+    module, moments = folded(randomize(PooledShortcut()))
+    assert len(find_tied(module)) == 1
+    assert equalize_activations(module, moments)[1] == {}

@@ -135,7 +135,9 @@ def equalize_activations(
 
 def _reach(module: fx.GraphModule, group: TiedTensors, moments: Mapping[str, Moments]) -> Tensor | None:
     """What every channel reaches in the tensors that layers read; None where moments are missing."""
-    if any(layer.name not in moments for layer in group.writers):
+    sums = [node for node in group.tensors if calls(node, aten.add.Tensor)]
+    needed = {layer.name for layer in group.writers} | {str(operand) for node in sums for operand in node.args}
+    if not needed <= moments.keys():
         return None
     members, ends = set(group.tensors), dict[fx.Node, Tensor]()
     for node in module.graph.nodes:

@@ -12,6 +12,7 @@ from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
 from dffg.fold import fold_with_records
 from dffg.graph import add_tensor, copy_module, layer_name
+from dffg.images import ImageSpec
 from dffg.memory import reused_memory
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
@@ -23,10 +24,13 @@ from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
-from dffg.quant.placement import integer_inputs, place, prepare
-from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
+from dffg.quant.placement import Placement, integer_inputs, place, prepare
+from dffg.quant.ranges import Histogram
+from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
 
 _TRIAL_IMAGES = 32
+# Less than this share of the divergence is no accident of 32 images.
+_CLEARLY = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,30 +108,65 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
     if config.equalize == "auto":
         images = list(images)
         config = replace(config, equalize=choose_equalization(captured, images, config) if images else "none")
-    float_module, moments = prepare_float(captured, config)
-    placement = place(float_module)
-    seen = observe(float_module, observed_tensors(placement), images)
-    mixed = choose_widths(float_module, placement, images, seen, captured.spec, config) if config.is_mixed else None
-    widths = mixed.widths if mixed else uniform_widths(float_module, placement, config)
-    parameters = Parameters(
-        activations=choose_ranges(seen, placement, captured.spec, widths, config),
-        layers=round_layers(float_module, widths, config),
+    seen = look(captured, images, config)
+    module, placement = seen.float_module, seen.placement
+    mixed = (
+        choose_widths(module, placement, images, seen.histograms, captured.spec, config) if config.is_mixed else None
     )
-    if config.bias_correction == "analytic":
-        parameters = correct_biases(parameters, expected_errors(float_module, parameters, moments))
-    if config.bias_correction == "empirical":
-        parameters = correct_biases(parameters, measured_errors(float_module, parameters, images))
+    widths = mixed.widths if mixed else uniform_widths(module, placement, config)
     return Decided(
-        float_module=float_module,
-        parameters=parameters,
+        float_module=module,
+        parameters=settle(seen, widths, config),
         scheme=None if mixed else config.scheme,
         mixed=mixed,
         equalized=str(config.equalize),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A folded float network and what calibration saw in it, before any width is chosen.
+
+    images: those that were looked at; a stream that is read by then where nothing else needs them.
+    """
+
+    float_module: fx.GraphModule
+    placement: Placement
+    moments: dict[str, Moments]
+    histograms: dict[str, Histogram]
+    images: Iterable[Tensor]
+    spec: ImageSpec
+
+
+def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Seen:
+    """Fold, equalize and observe every tensor that will be quantized."""
+    float_module, moments = prepare_float(captured, config)
+    placement = place(float_module)
+    return Seen(
+        float_module=float_module,
+        placement=placement,
+        moments=moments,
+        histograms=observe(float_module, observed_tensors(placement), images),
+        images=images,
+        spec=captured.spec,
+    )
+
+
+def settle(seen: Seen, widths: BitWidths, config: QuantizationConfig) -> Parameters:
+    """Ranges, integers and biases at these widths."""
+    parameters = Parameters(
+        activations=choose_ranges(seen.histograms, seen.placement, seen.spec, widths, config),
+        layers=round_layers(seen.float_module, widths, config),
+    )
+    if config.bias_correction == "analytic":
+        return correct_biases(parameters, expected_errors(seen.float_module, parameters, seen.moments))
+    if config.bias_correction == "empirical":
+        return correct_biases(parameters, measured_errors(seen.float_module, parameters, seen.images))
+    return parameters
+
+
 def choose_equalization(captured: Captured, images: Sequence[Tensor], config: QuantizationConfig) -> str:
-    """Whether it helps to even out the ranges of activations: what leaves the answer nearer to the float network's.
+    """Whether it helps to even out the ranges of activations: it must bring the answer clearly nearer to float's.
 
     Weights have 8 bits for that, since those of few bits are still to be learned. Normal values are assumed of what
     ReLU6 clips, which the images show to be right (MobileNetV2) or wrong (EfficientNet-Lite0).
@@ -142,7 +181,7 @@ def choose_equalization(captured: Captured, images: Sequence[Tensor], config: Qu
         module = simulate(captured, torch.split(chosen, len(images[0])), trial).module
         with torch.no_grad():
             apart[choice] = float(divergence(reference(chosen), module(chosen)).mean())
-    return min(apart, key=lambda choice: apart[choice])
+    return "activations" if apart["activations"] < _CLEARLY * apart["none"] else "none"
 
 
 def prepare_float(captured: Captured, config: QuantizationConfig) -> tuple[fx.GraphModule, dict[str, Moments]]:

@@ -150,6 +150,8 @@ class Report:
 
 def load_report(path: Path) -> Report:
     """Read a `report.json`. Raises InputError where it is none, or older than this version of its schema."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing; give the directory that quantize has written.")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         return Report(

@@ -1,0 +1,173 @@
+"""Widths of their own for every layer beside one width for all, at equal size, in ONNX Runtime.
+
+All layers take part. Both are rounded by SQuant with biases corrected from BatchNorm, without learning. Sensitivities
+are measured once for a seed, and every budget is solved with them. Cells that are in the results already are not
+measured again.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import records
+from benchmarks.int8 import LAYERWISE_IMAGES
+from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
+from benchmarks.tables import Records, latest, spread, unique
+from dffg.captured import Captured, capture
+from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.evaluation.metrics import compare
+from dffg.export.onnx import write_quantized
+from dffg.export.onnxruntime import run
+from dffg.export.verification import match_simulation
+from dffg.images import Array
+from dffg.quant.allocation import Problem, allocate
+from dffg.quant.mixed import fixed_widths, pose
+from dffg.quant.parameters import Parameters
+from dffg.quant.simulate import Seen, insert, look, settle
+from dffg.quant.widths import BitWidths, uniform_widths
+from dffg.synthesis import synthesize_set
+
+SUITE = "mixed"
+IMAGES = 64
+UNIFORM, MIXED = "uniform", "mixed"
+# Shares of the bytes of W8A8; W4A8 of all layers is 0.5.
+SIZES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.75)
+UNIFORM_BITS = ("W8A8", "W4A8")
+_OPTIONS: dict[str, Any] = {"weight_rounding": "squant", "bias_correction": "analytic"}
+
+
+def run_suite(networks: list[str], seeds: list[int]) -> None:
+    """Measure every cell that is not in the results yet, and append it."""
+    done = {key(record) for record in records.read(SUITE)}
+    for benchmark in load_benchmarks(networks):
+        captured = capture(benchmark.model, spec=benchmark.spec)
+        reference = outputs_of(benchmark.model, benchmark.evaluation)
+        for seed in seeds:
+            wanted = [cell for cell in cells(benchmark.name, seed) if key(cell) not in done]
+            if not wanted:
+                continue
+            images = torch.from_numpy(synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=seed)).inputs)
+            seen, config = look(captured, torch.split(images, 16), _uniform("W8A8")), _mixed(SIZES[0])
+            problem = pose(
+                seen.float_module, seen.placement, torch.split(images, 16), seen.histograms, captured.spec, config
+            )
+            for cell in wanted:
+                measured = _measure(benchmark, captured, seen, _settled(cell, seen, problem), reference)
+                records.append(SUITE, {**cell, **measured})
+                print({**cell, "config": "", **measured}, flush=True)
+
+
+def cells(network: str, seed: int) -> list[dict[str, Any]]:
+    """Every budget, and the uniform widths, with the configuration of what makes them."""
+    common = {"network": network, "seed": seed}
+    synthesis = asdict(SynthesisConfig(count=IMAGES, seed=seed))
+    return [
+        {**common, "kind": UNIFORM, "at": bits, "config": {"synthesis": synthesis, **asdict(_uniform(bits))}}
+        for bits in UNIFORM_BITS
+    ] + [
+        {**common, "kind": MIXED, "at": f"{size:g}x", "config": {"synthesis": synthesis, **asdict(_mixed(size))}}
+        for size in SIZES
+    ]
+
+
+def key(record: dict[str, Any]) -> str:
+    """What makes a cell."""
+    return repr([record[name] for name in ("network", "seed", "kind", "at", "config")])
+
+
+def _uniform(bits: str) -> QuantizationConfig:
+    return QuantizationConfig(bits=bits, **_OPTIONS)
+
+
+def _mixed(size: float) -> QuantizationConfig:
+    return QuantizationConfig(bits="mixed", budget=f"size={size:g}x", **_OPTIONS)
+
+
+def _settled(cell: dict[str, Any], seen: Seen, problem: Problem) -> Parameters:
+    if cell["kind"] == UNIFORM:
+        config = _uniform(cell["at"])
+        return settle(seen, uniform_widths(seen.float_module, seen.placement, config), config)
+    size = float(cell["at"].removesuffix("x"))
+    chosen, config = allocate(problem, size), _mixed(size)
+    fixed = fixed_widths(seen.float_module, seen.placement, config)
+    activations = {**fixed.activations, **chosen.widths.activations}
+    return settle(seen, BitWidths(weights=chosen.widths.weights, activations=activations), config)
+
+
+def _measure(
+    benchmark: Benchmark, captured: Captured, seen: Seen, parameters: Parameters, reference: Array
+) -> dict[str, Any]:
+    assert benchmark.evaluation.labels is not None
+    quantized = insert(seen.float_module, parameters, None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_quantized(quantized, captured.spec, path)
+        answer = np.concatenate(list(run(path, benchmark.evaluation.batches())))
+        first = torch.from_numpy(next(benchmark.evaluation.batches(LAYERWISE_IMAGES)))
+        match, size = match_simulation(quantized, path, first), path.stat().st_size
+    accuracy = compare(reference, answer, benchmark.evaluation.labels)
+    return {**asdict(accuracy), "size_bytes": size, "verified": match.holds}
+
+
+def results() -> Records:
+    """The newest result of every cell with today's settings."""
+    stored = latest(records.read(SUITE), ("network", "seed", "kind", "at"))
+    return [
+        record
+        for record in stored
+        if key(record) in {key(cell) for cell in cells(str(record["network"]), int(record["seed"]))}
+    ]
+
+
+def mixed_table() -> str:
+    """Size of the file, drop and divergence by network and budget; mean and deviation over seeds."""
+    found = results()
+    lines = [
+        "| network (float top-1, images) | weights | MB | seeds | drop | paired SE | KL to float |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for network in unique(found, "network"):
+        groups = {name: [r for r in found if (r["network"], r["at"]) == (network, name)] for name in _names()}
+        for name, group in sorted(groups.items(), key=lambda entry: -_megabytes(entry[1])):
+            if group:
+                head = f"{network} ({group[0]['float_top1']:.2f} %, {group[0]['count']})"
+                label = name if name in UNIFORM_BITS else f"mixed, {name} of W8"
+                error = statistics.mean(r["standard_error"] for r in group)
+                lines.append(
+                    f"| {head} | {label} | {_megabytes(group):.2f} | {len(group)} | {spread(group, 'drop_points')} "
+                    f"| {error:.2f} | {spread(group, 'kl_to_float')} |"
+                )
+    return "\n".join(lines)
+
+
+def _names() -> list[str]:
+    return [*UNIFORM_BITS, *(f"{size:g}x" for size in SIZES)]
+
+
+def _megabytes(group: Records) -> float:
+    return statistics.mean(r["size_bytes"] for r in group) / 1e6 if group else 0.0
+
+
+def frontiers() -> dict[str, dict[str, list[tuple[float, float, float]]]]:
+    """Network -> kind -> (megabytes, KL to float, its deviation) from small to large, for the plot."""
+    found = results()
+    shown: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for network in unique(found, "network"):
+        for kind in (MIXED, UNIFORM):
+            here = [r for r in found if (r["network"], r["kind"]) == (network, kind)]
+            groups = [[r for r in here if r["at"] == name] for name in unique(here, "at")]
+            points = [(_megabytes(group), *_mean_and_deviation(group)) for group in groups]
+            shown.setdefault(network, {})[kind] = sorted(points)
+    return shown
+
+
+def _mean_and_deviation(group: Records) -> tuple[float, float]:
+    values = [r["kl_to_float"] for r in group]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
