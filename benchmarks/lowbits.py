@@ -1,7 +1,7 @@
 """Fewer than 8 bits, in ONNX Runtime: every method of choosing integers, on images from several sources.
 
-The first and the last layer have 8 bits (the convention of BRECQ). Every method starts from the same ranges, and
-fine-tuning goes on from the reconstruction. Cells that are in the results already are not measured again.
+The first and the last layer have 8 bits (the convention of BRECQ). Every method starts from the same ranges,
+reconstruction from SQuant's integers with corrected biases, and fine-tuning from the reconstruction. Cells that are in the results already are not measured again.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ RANGES, SQUANT, ANALYTIC = "ranges", "squant", "squant, bias"
 RECONSTRUCTION, FINETUNING = "reconstruction", "fine-tuning"
 # Methods that learn nothing from images use them for ranges only.
 FIXED: dict[str, dict[str, Any]] = {
-    RANGES: {},
-    SQUANT: {"weight_rounding": "squant"},
+    RANGES: {"weight_rounding": "nearest", "bias_correction": "none"},
+    SQUANT: {"weight_rounding": "squant", "bias_correction": "none"},
     ANALYTIC: {"weight_rounding": "squant", "bias_correction": "analytic"},
 }
 METHODS = (*FIXED, RECONSTRUCTION, FINETUNING)
@@ -59,8 +59,8 @@ class Budget:
 
 
 BUDGETS = {
-    "cifar10_resnet20": Budget(images=1024, steps=300, tuning_steps=200),
-    "cifar10_resnet56": Budget(images=1024, steps=300, tuning_steps=200),
+    "cifar10_resnet20": Budget(images=1024, steps=150, tuning_steps=200),
+    "cifar10_resnet56": Budget(images=1024, steps=150, tuning_steps=200),
     "efficientnet_lite0": Budget(images=256, steps=200, tuning_steps=0),
     "mobilenet_v2": Budget(images=256, steps=200, tuning_steps=0),
 }

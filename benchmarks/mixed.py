@@ -40,7 +40,7 @@ UNIFORM, MIXED = "uniform", "mixed"
 # Shares of the bytes of W8A8; W4A8 of all layers is 0.5.
 SIZES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.75)
 UNIFORM_BITS = ("W8A8", "W4A8")
-_OPTIONS: dict[str, Any] = {"weight_rounding": "squant", "bias_correction": "analytic"}
+_OPTIONS: dict[str, Any] = {"weight_rounding": "squant", "bias_correction": "analytic", "equalize": "none"}
 
 
 def run_suite(networks: list[str], seeds: list[int]) -> None:

@@ -280,10 +280,13 @@ class QuantizationConfig:
         EQUALIZATIONS,
     )
     absorb_biases: bool = option(False, "Move what is positive in nearly all images into the next layer's bias.")
-    weight_rounding: str = option("nearest", "How weights are rounded.", ROUNDINGS)
-    bias_correction: str = option(
-        "none",
-        "How biases make up for the rounded weights: by BatchNorm's statistics, or by the images.",
+    weight_rounding: str | None = option(
+        None, "How weights are rounded  [default: nearest at 8 bits, squant below]", ROUNDINGS
+    )
+    bias_correction: str | None = option(
+        None,
+        "How biases make up for the rounded weights: by BatchNorm's statistics, or by the images  [default: none at 8 "
+        "bits, analytic below]",
         BIAS_CORRECTIONS,
     )
 
@@ -297,12 +300,18 @@ class QuantizationConfig:
         for bits in (self.first_last_bits, self.other_bits):
             if bits is not None:
                 Scheme(bits, bits)
-        if self.equalize is None:
-            object.__setattr__(self, "equalize", "auto" if self._narrows_activations else "none")
+        self._fill("equalize", "auto" if self._narrows_activations else "none")
+        narrow = self.is_mixed or self.scheme.weight_bits < _FULL_BITS
+        self._fill("weight_rounding", "squant" if narrow else "nearest")
+        self._fill("bias_correction", "analytic" if narrow else "none")
         _check_choices(self)
         _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
         _require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")
         _require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
+
+    def _fill(self, name: str, value: Any) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
 
     @property
     def _narrows_activations(self) -> bool:

@@ -330,11 +330,7 @@ def test_every_part_is_switched_by_its_option_and_off_by_default(part, choice):
     images = [inputs((1, 8, 8), 16, seed=1)]
     made = capture(high_bias(), spec=ImageSpec(shape=(1, 8, 8)))
     plain, changed = (
-        read_by(
-            simulate(
-                made, images, QuantizationConfig(**{"bits": "W3A3", "norm": 1.0, "equalize": "none", **part_of})
-            ).module
-        )
+        read_by(simulate(made, images, QuantizationConfig(**{"bits": "W3A3", "norm": 1.0, **OFF, **part_of})).module)
         for part_of in ({}, {part: choice})
     )
     touched = {name for name, value in plain.items() if not torch.equal(value, changed[name])}
@@ -345,6 +341,9 @@ def test_every_part_is_switched_by_its_option_and_off_by_default(part, choice):
         assert touched == {"linear_1_bias"}
     if part == "activation_ranges":
         assert not any(key.endswith("_weight") for key in touched)
+
+
+OFF = {"equalize": "none", "weight_rounding": "nearest", "bias_correction": "none"}
 
 
 def read_by(module):

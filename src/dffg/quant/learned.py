@@ -17,6 +17,9 @@ from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import clip_bounds, place
 from dffg.quant.widths import quantized_layers
 
+# Where a weight may start beside the threshold to the next integer, in steps.
+_WITHIN = 0.49
+
 
 class LearnedWeight(nn.Module):
     """Weight of one layer: scale * clip(round(position)), with the position, in steps, and the scale learned.
@@ -70,8 +73,9 @@ class LearnedWeight(nn.Module):
 
 
 def where_weight_is(weight: Tensor, layer: LayerParameters) -> Tensor:
-    """Start at the float weight: its rounding is to be learned."""
-    return weight / per_channel(layer.qparams.scale, weight)
+    """Start at the float weight, or as near as the chosen rounding allows: it is to be learned, from there on."""
+    levels = layer.levels.to(weight.dtype)
+    return torch.clamp(weight / per_channel(layer.qparams.scale, weight), levels - _WITHIN, levels + _WITHIN)
 
 
 def where_rounded(weight: Tensor, layer: LayerParameters) -> Tensor:
