@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -41,7 +43,7 @@ def some_layer():
 
 def decided(name, bits="W4A4"):
     """The float module of a test network and nearest parameters."""
-    config = QuantizationConfig(bits=bits)
+    config = QuantizationConfig(bits=bits, weight_rounding="nearest")
     network = captured(name)
     module = prepare(fold_batch_norms(network))
     placement = place(module)
@@ -60,12 +62,21 @@ def test_a_weight_starts_on_its_nearest_integers_with_the_gradient_of_the_formul
     assert torch.equal(learned().detach(), dequantize(layer.levels, layer.qparams))
     factor = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     (learned() * factor).sum().backward()
-    inside = (weight / 0.21 > -8.5) & (weight / 0.21 < 7.5)
-    assert not inside.all()
-    torch.testing.assert_close(learned.position.grad, 0.21 * factor * inside)
+    torch.testing.assert_close(learned.position.grad, 0.21 * factor)
     torch.testing.assert_close(
         learned.stretch.grad, (dequantize(layer.levels, layer.qparams) * factor).flatten(1).sum(1)
     )
+
+
+def test_a_weight_starts_beside_the_threshold_where_it_is_rounded_the_other_way():
+    weight, layer = some_layer()
+    other = replace(layer, levels=(layer.levels + 1).clamp(max=7))
+    position = where_weight_is(weight, other)
+    learned = LearnedWeight(position, layer.qparams)
+    assert torch.equal(learned.levels(), other.levels)
+    kept = (weight / 0.21 - other.levels).abs() < 0.49
+    assert 0 < int(kept.sum()) < kept.numel()
+    torch.testing.assert_close(position[kept], weight[kept] / 0.21)
 
 
 def test_a_weight_can_start_in_the_middle_of_its_steps_and_go_to_any():

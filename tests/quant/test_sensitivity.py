@@ -26,7 +26,7 @@ class Case:
         self.module = prepare(fold_batch_norms(network))
         self.placement = place(self.module)
         self.images = inputs(NETWORKS[name][1], count, seed=4)
-        config = QuantizationConfig(bits="W3A3")
+        config = QuantizationConfig(bits="W3A3", weight_rounding="nearest")
         widths = uniform_widths(self.module, self.placement, config)
         self.layers = round_layers(self.module, widths, config)
         seen = observe(self.module, observed_tensors(self.placement), [self.images])

@@ -62,7 +62,7 @@ def pose(
     """Measure every candidate, on an even choice of the images.
 
     Inputs of layers are chosen with the weights where the budget is bit operations, and have `config.activation_bits`
-    for others. Candidates are rounded to the nearest integer and have ranges as in calibration.
+    for others. Candidates are rounded and have ranges as in calibration; biases stay.
     """
     layers, method = layer_sizes(module, placement), MEASURES[config.sensitivity]
     weights = _weight_candidates(module, placement, config)
