@@ -1,7 +1,8 @@
 """Fewer than 8 bits, in ONNX Runtime: every method of choosing integers, on images from several sources.
 
 The first and the last layer have 8 bits (the convention of BRECQ). Every method starts from the same ranges,
-reconstruction from SQuant's integers with corrected biases, and fine-tuning from the reconstruction. Cells that are in the results already are not measured again.
+reconstruction from SQuant's integers with corrected biases, and fine-tuning from the reconstruction. Cells that are in
+the results already are not measured again.
 """
 
 from __future__ import annotations

@@ -23,6 +23,10 @@ from tests.networks import NETWORKS, captured, inputs, randomize
 COARSE = QuantizationConfig(bits="W3A8")
 
 
+def with_correction(choice):
+    return QuantizationConfig(bits="W3A8", weight_rounding="nearest", bias_correction=choice)
+
+
 def rounded(made, config=COARSE):
     """The folded float graph, its layers rounded, and what BatchNorm knows."""
     folded, records = fold_with_records(made)
@@ -149,12 +153,7 @@ def mean_errors(quantized, x):
 @pytest.mark.parametrize("name", ["conv", "residual", "inverted-residual", "volumes", "linear"])
 def test_measured_correction_leaves_the_first_layer_no_error_of_the_mean(name):
     x = inputs(NETWORKS[name][1], 32, seed=3)
-    plain, corrected = (
-        simulate(
-            captured(name), [x], QuantizationConfig(bits="W3A8", weight_rounding="nearest", bias_correction=choice)
-        )
-        for choice in ("none", "empirical")
-    )
+    plain, corrected = (simulate(captured(name), [x], with_correction(choice)) for choice in ("none", "empirical"))
     before, after = mean_errors(plain, x), mean_errors(corrected, x)
     first = next(iter(before))
     # The input is rounded too, which is not corrected.
@@ -175,12 +174,7 @@ def test_expected_correction_lowers_the_errors_where_the_statistics_are_true():
     model.train()(x)
     spec = ImageSpec(shape=(3, 12, 12), bounds=(-5.0, 5.0))
     made = capture(model.eval(), spec=spec)
-    plain, corrected = (
-        mean_errors(
-            simulate(made, [x], QuantizationConfig(bits="W3A8", weight_rounding="nearest", bias_correction=choice)), x
-        )
-        for choice in ("none", "analytic")
-    )
+    plain, corrected = (mean_errors(simulate(made, [x], with_correction(choice)), x) for choice in ("none", "analytic"))
     assert corrected["conv2d_1"] < 0.5 * plain["conv2d_1"]
     assert corrected["conv2d_2"] < 0.5 * plain["conv2d_2"]
 
@@ -190,9 +184,7 @@ def test_a_layer_without_bias_is_given_one():
     made = capture(model, spec=ImageSpec(shape=(6,)))
     x = inputs((6,), 64)
     for choice in ("analytic", "empirical"):
-        quantized = simulate(
-            made, [x], QuantizationConfig(bits="W3A8", weight_rounding="nearest", bias_correction=choice)
-        )
+        quantized = simulate(made, [x], with_correction(choice))
         assert quantized.module.get_buffer("linear_1_bias").dtype == torch.int32
         assert quantized.module.get_buffer("linear_1_bias").any()
     assert mean_errors(quantized, x)["linear_1"] < 0.2 * mean_errors(simulate(made, [x], COARSE), x)["linear_1"]
