@@ -126,5 +126,13 @@ def _run(model: bytes, inputs: Iterable[Array]) -> Iterator[Array]:
 
 
 def quantizer(bits: str, ranges: str) -> QuantizationConfig:
-    """All tensors at these widths. Weights, which no image touches, have MSE scales throughout."""
-    return QuantizationConfig(bits=bits, other_bits=Scheme.parse(bits).activation_bits, activation_ranges=ranges)
+    """All tensors at these widths, and nothing that makes up for them. Weights, which no image touches, have MSE scales
+    and are rounded to the nearest integer throughout."""
+    return QuantizationConfig(
+        bits=bits,
+        other_bits=Scheme.parse(bits).activation_bits,
+        activation_ranges=ranges,
+        equalize="none",
+        weight_rounding="nearest",
+        bias_correction="none",
+    )
