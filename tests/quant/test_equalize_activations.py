@@ -174,3 +174,25 @@ def test_a_sum_of_something_unknown_stays():
     module, moments = folded(randomize(PooledShortcut()))
     assert len(find_tied(module)) == 1
     assert equalize_activations(module, moments)[1] == {}
+
+
+class Shortcut(nn.Module):
+    """Two layers that write a sum, which a depthwise layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.right = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+
+    def forward(self, x):
+        return self.depthwise(self.left(x) + self.right(x))
+
+
+def test_what_two_tensors_reach_together():
+    module, moments = folded(randomize(Shortcut()))
+    left, right = moments["conv2d"], moments["conv2d_1"]
+    reach = (left.mean + right.mean).abs() + 4 * torch.hypot(left.std, right.std)
+    scales = equalize_activations(module, moments)[1]
+    assert torch.allclose(scales["conv2d"], reach / reach.max())
+    assert torch.equal(scales["conv2d"], scales["conv2d_1"])

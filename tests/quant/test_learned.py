@@ -142,6 +142,24 @@ def test_while_learning_a_share_of_an_activation_stays_as_it_is():
     torch.testing.assert_close(answer[~kept], fake_quantize(x, qparams)[~kept])
 
 
+def test_gradients_where_a_share_stays_are_those_of_the_choice_by_element():
+    x = (2 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    weight = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    qparams = QParams(scale=torch.tensor(0.3), zero_point=torch.tensor(5, dtype=torch.uint8), quant_min=0, quant_max=15)
+    learned = LearnedActivation(qparams, 0.5)
+    answer = learned(x)
+    (answer * weight).sum().backward()
+    stays = (answer == x).detach()
+    assert 0.2 < float(stays.float().mean()) < 0.8
+    scale = torch.tensor(0.3, requires_grad=True)
+    copy = x.detach().clone().requires_grad_()
+    position = (copy / scale).clamp(-5, 10)
+    quantized = (position + (position.round() - position).detach()) * scale
+    (torch.where(stays, copy, quantized) * weight).sum().backward()
+    torch.testing.assert_close(x.grad, copy.grad)
+    torch.testing.assert_close(learned.stretch.grad, scale.grad * 0.3)
+
+
 def test_a_limit_holds_whatever_is_learned():
     qparams = QParams(scale=torch.tensor(0.4), zero_point=torch.tensor(0, dtype=torch.uint8), quant_min=0, quant_max=15)
     learned = LearnedActivation(qparams, 0.0, 6.0)

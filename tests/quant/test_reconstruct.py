@@ -1,3 +1,4 @@
+import math
 from functools import cache
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from dffg.config import FinetuneConfig, QuantizationConfig, Rates, ReconstructionConfig
 from dffg.graph import stored_tensor
 from dffg.quant.affine import dequantize
-from dffg.quant.blocks import find_blocks
+from dffg.quant.blocks import find_blocks, work_of
 from dffg.quant.divergence import divergence
 from dffg.quant.finetune import (
     feature_error,
@@ -16,7 +17,7 @@ from dffg.quant.finetune import (
 )
 from dffg.quant.learned import where_weight_is
 from dffg.quant.parameters import Parameters
-from dffg.quant.reconstruct import reconstruct
+from dffg.quant.reconstruct import _Clock, reconstruct
 from dffg.quant.simulate import insert
 from tests.networks import NETWORKS, inputs
 from tests.quant.test_learned import decided
@@ -161,3 +162,54 @@ def test_boundary_samples_lie_between_two_images_and_the_rest_is_untouched():
         assert all(0.29 < value < 0.71 or value in (0.0, 1.0) for value in image.tolist())
     assert not torch.equal(mixed[:4], batch[:4])
     assert with_boundary_samples(batch, 0.0) is batch
+
+
+def test_a_block_that_does_not_get_better_is_left_as_it_was_after_a_quarter_of_its_steps():
+    module, parameters = decided("conv", "W8A8")
+    records = []
+    worse = ReconstructionConfig(iterations=120, batch_size=16, rates=Rates(weight=0.0, scale=0.0, bias=50.0))
+    kept = reconstruct(module, parameters, images_of("conv", 3), worse, records.append)
+    left = [record for record in records if record.iterations == 30]
+    assert left
+    for record in left:
+        assert record.error_after == record.error_before
+        for name in record.block.layers:
+            assert torch.equal(kept.layers[name].levels, parameters.layers[name].levels)
+            assert torch.equal(kept.layers[name].qparams.scale, parameters.layers[name].qparams.scale)
+            assert torch.equal(kept.layers[name].bias, parameters.layers[name].bias)
+
+
+def test_time_is_shared_by_the_work_of_a_step():
+    clock = _Clock([30, 60, 10], 10.0)
+    assert clock.seconds_for(0) == pytest.approx(3.0, abs=0.05)
+    assert clock.seconds_for(1) == pytest.approx(60 / 70 * 10, abs=0.05)
+    assert clock.seconds_for(2) == pytest.approx(10.0, abs=0.05)
+    assert _Clock([1], None).seconds_for(0) == math.inf
+
+
+def test_the_work_of_a_block_is_what_it_computes():
+    module, _ = start("conv")
+    (first, *_) = find_blocks(module)
+    nodes = {node.name: node for node in module.graph.nodes}
+    assert work_of(module, first) % nodes[first.output].meta["val"][0].numel() == 0
+    assert work_of(module, first) >= nodes[first.output].meta["val"][0].numel()
+
+
+def test_bfloat16_learns_nearly_as_well():
+    name = "inverted-residual"
+    module, parameters = start(name)
+    errors = [
+        error(
+            name,
+            reconstruct(
+                module,
+                parameters,
+                images_of(name, 3),
+                ReconstructionConfig(iterations=150, batch_size=16, bfloat16=narrow),
+            ),
+            images_of(name, 4),
+        )
+        for narrow in (False, True)
+    ]
+    assert errors[1] < 1.3 * errors[0]
+    assert errors[0] != errors[1]
