@@ -7,6 +7,7 @@ import math
 import pytest
 
 from dffg.config import Budget, LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.onnxruntime import Kernels
 from dffg.export.verification import SimulationMatch
@@ -15,7 +16,7 @@ from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
 from dffg.quant.widths import BitWidths
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
-from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems
+from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems, load_report
 from dffg.report.terminal import describe_accuracy, render
 
 KERNELS = Kernels(integer=3, float=0, other={"Reshape": 1})
@@ -43,6 +44,7 @@ RESULT = Result(
     images=Images(source="synthetic images", count=64, chains=1, steps=16, passes=16),
     synthesis=SynthesisConfig(seed=7),
     quantization=QuantizationConfig(),
+    equalized="none",
     learning=LearningConfig().completed(QuantizationConfig()),
     seconds=Seconds(capture=1.0, synthesis=2.0, calibration=3.0, learning=0.5, export=4.0, verify=5.0, total=15.5),
     peak_memory_bytes=10**9,
@@ -290,3 +292,19 @@ def test_peak_memory_is_in_bytes():
     # this process has imported torch: more than 50 MB, and less than a terabyte
     assert 5e7 < peak < 1e12
     assert peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_what_is_needed_to_go_on_can_be_read_again(tmp_path):
+    RESULT.save(tmp_path / "report.json")
+    found = load_report(tmp_path / "report.json")
+    assert found.quantization == RESULT.quantization
+    assert found.synthesis == RESULT.synthesis
+    assert found.images == RESULT.images
+    assert found.equalized == RESULT.equalized
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"images": {}}'])
+def test_a_report_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(InputError, match="is not a report"):
+        load_report(tmp_path / "report.json")

@@ -161,9 +161,7 @@ def load_report(path: Path) -> Report:
             equalized=plain["equalized"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not the report of a network quantized by this version of dffg: {error}."
-        ) from error
+        raise InputError(f"{path} is not a report of this version of dffg: {error}.") from error
 
 
 def find_problems(kernels: Kernels, latency: Latency, match: SimulationMatch) -> tuple[str, ...]:
