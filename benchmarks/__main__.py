@@ -45,7 +45,7 @@ def run_int8(networks: list[str], seeds: list[int], sources: list[str], ranges: 
 
 @main.command("mixed")
 @click.option("--networks", default="mobilenet_v2,efficientnet_lite0", callback=_names, show_default=True)
-@click.option("--seeds", default="0,1,2", callback=lambda c, p, v: [int(seed) for seed in v.split(",")])
+@seeds
 def run_mixed(networks: list[str], seeds: list[int]) -> None:
     """Widths of their own for every layer beside one width for all, at equal size, in ONNX Runtime."""
     mixed.run_suite(networks, seeds)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import arena_tables, mixed, records
 from benchmarks.networks import REAL
+from benchmarks.tables import mean_and_deviation
 
 THEMES = {
     "light": {"text": "#24292f", "grid": "#d0d7de", "ours": "#cf222e", "real": "#1a7f37", "noise": "#6e7781"},
@@ -103,7 +104,7 @@ def _point(group: list[dict[str, Any]], quantizer: str, cost: Callable[[dict[str
 
 def _top1(group: list[dict[str, Any]], quantizer: str) -> tuple[float, float]:
     values = [cell["scores"][quantizer]["float_top1"] - cell["scores"][quantizer]["drop_points"] for cell in group]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return mean_and_deviation(values)
 
 
 def passes_of(cell: dict[str, Any]) -> float | None:
@@ -199,13 +200,17 @@ def frontier(theme: str) -> Figure:
 
 
 FIGURES: dict[str, Callable[[str], Figure]] = {"pareto": pareto, "time": time, "frontier": frontier}
+# What each of them shows, in parts.
+_SHOWN: dict[str, Callable[[], list[Any]]] = {
+    "pareto": lambda: panels(passes_of),
+    "time": lambda: panels(seconds_of),
+    "frontier": lambda: [mixed.frontiers()],
+}
 
 
 def data_of(name: str) -> str:
     """Fingerprint of everything that a plot shows."""
-    shown: Any = mixed.frontiers() if name == "frontier" else panels(passes_of if name == "pareto" else seconds_of)
-    parts = [repr(shown)] if name == "frontier" else [repr(panel) for panel in shown]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([repr(part) for part in _SHOWN[name]()]).encode()).hexdigest()[:16]
 
 
 def svg(name: str, theme: str) -> str:

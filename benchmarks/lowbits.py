@@ -30,7 +30,7 @@ from dffg.export.verification import match_simulation
 from dffg.images import Array
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
-from dffg.quant.simulate import Decided, decide
+from dffg.quant.simulate import Decided, Quantized, decide
 from dffg.synthesis import synthesize_set
 
 SUITE = "lowbits"
@@ -80,7 +80,7 @@ def run_suite(networks: list[str], seeds: list[int], sources: list[str], bits: l
                     continue
                 images = Sets(benchmark, captured, source, seed)
                 for cell, decided, seconds in _decided(captured, images, wanted):
-                    measured = _measure(benchmark, captured, decided, reference)
+                    measured = measure(benchmark, captured, decided.insert(), reference)
                     records.append(SUITE, {**cell, "seconds": seconds, **measured})
                     print(_summary({**cell, "seconds": seconds, **measured}), flush=True)
 
@@ -199,9 +199,9 @@ def _finetuned(decided: Decided, images: Tensor, budget: Budget, seed: int) -> D
     return replace(decided, parameters=learned)
 
 
-def _measure(benchmark: Benchmark, captured: Captured, decided: Decided, reference: Array) -> dict[str, Any]:
+def measure(benchmark: Benchmark, captured: Captured, quantized: Quantized, reference: Array) -> dict[str, Any]:
+    """Write the file and run it: accuracy beside the reference, size, kernels, agreement with the simulation."""
     assert benchmark.evaluation.labels is not None
-    quantized = decided.insert()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_quantized(quantized, captured.spec, path)

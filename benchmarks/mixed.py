@@ -8,30 +8,22 @@ measured again.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import records
-from benchmarks.int8 import LAYERWISE_IMAGES
-from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
-from benchmarks.tables import Records, latest, spread, unique
-from dffg.captured import Captured, capture
+from benchmarks.lowbits import measure
+from benchmarks.networks import load_benchmarks, outputs_of
+from benchmarks.tables import Records, latest, mean_and_deviation, spread, unique
+from dffg.captured import capture
 from dffg.config import QuantizationConfig, SynthesisConfig
-from dffg.evaluation.metrics import compare
-from dffg.export.onnx import write_quantized
-from dffg.export.onnxruntime import run
-from dffg.export.verification import match_simulation
-from dffg.images import Array
 from dffg.quant.allocation import Problem, allocate
-from dffg.quant.mixed import fixed_widths, pose
+from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
 from dffg.quant.simulate import Seen, insert, look, settle
-from dffg.quant.widths import BitWidths, uniform_widths
+from dffg.quant.widths import uniform_widths
 from dffg.synthesis import synthesize_set
 
 SUITE = "mixed"
@@ -59,7 +51,8 @@ def run_suite(networks: list[str], seeds: list[int]) -> None:
                 seen.float_module, seen.placement, torch.split(images, 16), seen.histograms, captured.spec, config
             )
             for cell in wanted:
-                measured = _measure(benchmark, captured, seen, _settled(cell, seen, problem), reference)
+                quantized = insert(seen.float_module, _settled(cell, seen, problem), None)
+                measured = measure(benchmark, captured, quantized, reference)
                 records.append(SUITE, {**cell, **measured})
                 print({**cell, "config": "", **measured}, flush=True)
 
@@ -96,24 +89,7 @@ def _settled(cell: dict[str, Any], seen: Seen, problem: Problem) -> Parameters:
         return settle(seen, uniform_widths(seen.float_module, seen.placement, config), config)
     size = float(cell["at"].removesuffix("x"))
     chosen, config = allocate(problem, size), _mixed(size)
-    fixed = fixed_widths(seen.float_module, seen.placement, config)
-    activations = {**fixed.activations, **chosen.widths.activations}
-    return settle(seen, BitWidths(weights=chosen.widths.weights, activations=activations), config)
-
-
-def _measure(
-    benchmark: Benchmark, captured: Captured, seen: Seen, parameters: Parameters, reference: Array
-) -> dict[str, Any]:
-    assert benchmark.evaluation.labels is not None
-    quantized = insert(seen.float_module, parameters, None)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_quantized(quantized, captured.spec, path)
-        answer = np.concatenate(list(run(path, benchmark.evaluation.batches())))
-        first = torch.from_numpy(next(benchmark.evaluation.batches(LAYERWISE_IMAGES)))
-        match, size = match_simulation(quantized, path, first), path.stat().st_size
-    accuracy = compare(reference, answer, benchmark.evaluation.labels)
-    return {**asdict(accuracy), "size_bytes": size, "verified": match.holds}
+    return settle(seen, complete_widths(chosen.widths, seen.float_module, seen.placement, config), config)
 
 
 def results() -> Records:
@@ -163,11 +139,6 @@ def frontiers() -> dict[str, dict[str, list[tuple[float, float, float]]]]:
         for kind in (MIXED, UNIFORM):
             here = [r for r in found if (r["network"], r["kind"]) == (network, kind)]
             groups = [[r for r in here if r["at"] == name] for name in unique(here, "at")]
-            points = [(_megabytes(group), *_mean_and_deviation(group)) for group in groups]
+            points = [(_megabytes(group), *mean_and_deviation([r["kl_to_float"] for r in group])) for group in groups]
             shown.setdefault(network, {})[kind] = sorted(points)
     return shown
-
-
-def _mean_and_deviation(group: Records) -> tuple[float, float]:
-    values = [r["kl_to_float"] for r in group]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -238,5 +238,10 @@ def unique(results: Records, name: str) -> list[Any]:
 
 def spread(cell: Records, name: str, factor: float = 1.0) -> str:
     values = [factor * result[name] for result in cell]
-    mean = statistics.mean(values)
-    return f"{mean:.2f} +- {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.2f} +- {deviation:.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    """Over seeds; one seed has no deviation, and gets 0."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dffg.models import Loaded
     from dffg.report.result import Result
 
-VERIFICATION_FAILED, INTERRUPTED = 3, 130
+VERIFICATION_FAILED, INTERRUPTED = 3, StoppedError.exit_code
 Command = TypeVar("Command", bound=Callable[..., Any])
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 

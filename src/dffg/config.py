@@ -83,6 +83,12 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _fill(config: Any, name: str, value: Any) -> None:
+    """Give an option that was left out its default."""
+    if getattr(config, name) is None:
+        object.__setattr__(config, name, value)
+
+
 def _check_choices(config: Any) -> None:
     for name, declared in config.__dataclass_fields__.items():
         choices, value = declared.metadata.get("choices", ()), getattr(config, name)
@@ -125,11 +131,11 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         _require(self.generator in GENERATORS, f"unknown generator {self.generator!r}; choose {', '.join(GENERATORS)}.")
         for name, value in GENERATOR_DEFAULTS[self.generator].items():
-            self._fill(name, value)
+            _fill(self, name, value)
         for name in ("count", "batch_size", "steps", "keep_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
         harvests = self.is_fast_gradient or self.generator in _KEEP_SNAPSHOTS
-        self._fill("burn_in", self.steps * 3 // 4 if harvests else self.steps - 1)
+        _fill(self, "burn_in", self.steps * 3 // 4 if harvests else self.steps - 1)
         _require(
             0 <= self.burn_in < self.steps,
             f"burn_in is {self.burn_in} with {self.steps} steps; no snapshot would be kept. Choose 0 to steps - 1.",
@@ -163,12 +169,8 @@ class SynthesisConfig:
         }
         return replace(self, count=max(count, self.count), **changes)
 
-    def _fill(self, name: str, value: Any) -> None:
-        if getattr(self, name) is None:
-            object.__setattr__(self, name, value)
-
     def _check_fast_gradient(self) -> None:
-        self._fill("step_size", 1 / self.steps)
+        _fill(self, "step_size", 1 / self.steps)
         _check_choices(self)
         _require(self.variability_samples >= 1, f"variability_samples is {self.variability_samples}, not at least 1.")
         _require(0 <= self.decay <= 1, f"decay is {self.decay}; choose a value from 0 to 1.")
@@ -300,18 +302,14 @@ class QuantizationConfig:
         for bits in (self.first_last_bits, self.other_bits):
             if bits is not None:
                 Scheme(bits, bits)
-        self._fill("equalize", "auto" if self._narrows_activations else "none")
+        _fill(self, "equalize", "auto" if self._narrows_activations else "none")
         narrow = self.is_mixed or self.scheme.weight_bits < _FULL_BITS
-        self._fill("weight_rounding", "squant" if narrow else "nearest")
-        self._fill("bias_correction", "analytic" if narrow else "none")
+        _fill(self, "weight_rounding", "squant" if narrow else "nearest")
+        _fill(self, "bias_correction", "analytic" if narrow else "none")
         _check_choices(self)
         _require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
         _require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")
         _require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
-
-    def _fill(self, name: str, value: Any) -> None:
-        if getattr(self, name) is None:
-            object.__setattr__(self, name, value)
 
     @property
     def _narrows_activations(self) -> bool:
@@ -323,11 +321,9 @@ class QuantizationConfig:
         if self.budget is None:
             raise InputError("bits mixed needs a budget; give one like size=0.5x, bops=0.25x or bits=4.")
         kind = Budget.parse(self.budget).kind
-        if self.activation_bits is None:
-            object.__setattr__(self, "activation_bits", 8)
-        if self.candidate_bits is None:
-            # A file stores weights in 2, 4 or 8 bits.
-            object.__setattr__(self, "candidate_bits", "2,4,8" if kind == "size" else "2,3,4,5,6,8")
+        _fill(self, "activation_bits", _FULL_BITS)
+        # A file stores weights in 2, 4 or 8 bits.
+        _fill(self, "candidate_bits", "2,4,8" if kind == "size" else "2,3,4,5,6,8")
         for bits in (self.activation_bits, *self.candidates):
             Scheme(bits, bits)  # type: ignore[arg-type]
 

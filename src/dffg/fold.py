@@ -17,7 +17,7 @@ from dffg.graph import (
     is_stored,
     layer_name,
     optional_tensor,
-    stored_tensor,
+    weight_of,
 )
 
 
@@ -75,7 +75,7 @@ def _channels_second(layer: fx.Node, value: Tensor) -> bool:
 def folded_parameters(module: fx.GraphModule, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of the layer before, with the BatchNorm folded in."""
     layer = norm.input
-    weight = stored_tensor(module, layer.args[1]).double()  # type: ignore[arg-type]
+    weight = weight_of(module, layer).double()
     bias = optional_tensor(module, argument(layer, 2))
     ratio = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -51,6 +51,16 @@ def layer_name(node: fx.Node) -> str:
     return path or node.name
 
 
+def weight_of(module: fx.GraphModule, layer: fx.Node) -> Tensor:
+    """Weight of a convolution or linear layer."""
+    return stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
+
+
+def is_depthwise(module: fx.GraphModule, layer: fx.Node) -> bool:
+    """Whether every channel of a convolution reads one channel, in groups of one."""
+    return groups_of(layer) > 1 and weight_of(module, layer).shape[1] == 1
+
+
 def groups_of(layer: fx.Node) -> int:
     """Groups of a convolution; 1 of a linear layer."""
     return int(argument(layer, 6, 1))

@@ -139,9 +139,7 @@ def quantize(
             decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
         if learning.learns:
             decided = _learn(run, decided, images, learning, synthesis.seed)
-        return _finish(
-            run, decided, images, quantization, learning, synthesis, made_with if calibration is None else None
-        )
+        return _finish(run, decided, images, quantization, learning, synthesis)
 
 
 def finetune(
@@ -200,7 +198,7 @@ def finetune(
             recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
         )
         decided = _learn(run, decided, calibration, learning, seed)
-        return _finish(run, decided, calibration, earlier.quantization, learning, synthesis, synthesis)
+        return _finish(run, decided, calibration, earlier.quantization, learning, synthesis)
 
 
 @contextmanager
@@ -229,7 +227,6 @@ def _finish(
     quantization: QuantizationConfig,
     learning: LearningConfig,
     synthesis: SynthesisConfig,
-    made_with: SynthesisConfig | None,
 ) -> Result:
     """Write the file, verify it in its runtime, and report."""
     captured, clock, quantized = run.captured, run.clock, decided.insert()
@@ -256,7 +253,7 @@ def _finish(
             environment=describe_environment(torch.get_num_threads()),
             input=captured.spec,
             images=images.description,
-            synthesis=made_with,
+            synthesis=None if images.made is None else images.made.config,
             quantization=quantization,
             equalized=decided.equalized,
             learning=learning,

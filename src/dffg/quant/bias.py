@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dffg.graph import LINEAR, Tap, calls, groups_of, stored_tensor
+from dffg.graph import LINEAR, Tap, calls, groups_of, weight_of
 from dffg.quant.affine import dequantize
 from dffg.quant.moments import Moments, propagate, response
 from dffg.quant.parameters import LayerParameters, Parameters
@@ -86,7 +86,7 @@ def measured_errors(module: fx.GraphModule, parameters: Parameters, images: Iter
 def _change(module: fx.GraphModule, layer: fx.Node, parameters: Parameters) -> Tensor:
     """W_q - W of a layer."""
     rounded = parameters.layers[layer.name]
-    return dequantize(rounded.levels, rounded.qparams) - stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
+    return dequantize(rounded.levels, rounded.qparams) - weight_of(module, layer)
 
 
 def _has_channels_second(layer: fx.Node, source: fx.Node) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
-from dffg.graph import CONVOLUTIONS, calls, groups_of, needed, nodes_by_name, stored_tensor
+from dffg.graph import CONVOLUTIONS, calls, groups_of, is_depthwise, needed, nodes_by_name, weight_of
 from dffg.quant.widths import quantized_layers
 
 
@@ -91,20 +91,16 @@ def _take(module: fx.GraphModule, regions: list[Block]) -> int:
 
 
 def _is_depthwise(module: fx.GraphModule, region: Block) -> bool:
-    weight, groups = _weight_and_groups(module, region)
-    return groups > 1 and weight[1] == 1
+    layer = _only_convolution(module, region)
+    return layer is not None and is_depthwise(module, layer)
 
 
 def _is_pointwise(module: fx.GraphModule, region: Block) -> bool:
-    weight, groups = _weight_and_groups(module, region)
-    return groups == 1 and bool(weight[2:]) and set(weight[2:]) == {1}
+    layer = _only_convolution(module, region)
+    return layer is not None and groups_of(layer) == 1 and set(weight_of(module, layer).shape[2:]) == {1}
 
 
-def _weight_and_groups(module: fx.GraphModule, region: Block) -> tuple[tuple[int, ...], int]:
-    """Shape of the weight of a region of one convolution; nothing that matches for other regions."""
-    if len(region.layers) != 1:
-        return (), 0
+def _only_convolution(module: fx.GraphModule, region: Block) -> fx.Node | None:
+    """The convolution that a region is, if it has one layer and that is one."""
     node = nodes_by_name(module)[region.layers[0]]
-    if not calls(node, *CONVOLUTIONS):
-        return (), 0
-    return tuple(stored_tensor(module, node.args[1]).shape), groups_of(node)  # type: ignore[arg-type]
+    return node if len(region.layers) == 1 and calls(node, *CONVOLUTIONS) else None

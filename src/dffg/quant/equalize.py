@@ -19,7 +19,7 @@ from dffg.graph import (
     groups_of,
     layer_name,
     optional_tensor,
-    stored_tensor,
+    weight_of,
 )
 from dffg.quant.affine import per_channel
 from dffg.quant.moments import Moments, response
@@ -76,7 +76,7 @@ def _share_channels(module: fx.GraphModule, first: fx.Node, second: fx.Node) -> 
         return False
     if not integer_inputs(first):
         return False
-    return len(_weight(module, first)) == _weight(module, second).shape[1] * groups_of(second)
+    return len(weight_of(module, first)) == weight_of(module, second).shape[1] * groups_of(second)
 
 
 def equalize_weights(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Tensor]]:
@@ -93,7 +93,7 @@ def equalize_weights(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, 
     """
     module = copy_module(module)
     pairs = find_pairs(module)
-    weights = {layer: _weight(module, layer).double() for pair in pairs for layer in (pair.first, pair.second)}
+    weights = {layer: weight_of(module, layer).double() for pair in pairs for layer in (pair.first, pair.second)}
     scales = {pair.first: torch.ones(len(weights[pair.first]), dtype=torch.float64) for pair in pairs}
     for _ in range(_SWEEPS):
         steps = [_equalize_pair(pair, weights, scales) for pair in pairs]
@@ -109,18 +109,22 @@ def equalize_weights(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, 
 
 def _equalize_pair(pair: Pair, weights: dict[fx.Node, Tensor], scales: dict[fx.Node, Tensor]) -> float:
     """Move scale between two layers, in place of what is stored of them; the largest move, as |log s|."""
-    first, grouped = weights[pair.first], by_group(weights[pair.second], groups_of(pair.second))
+    first, grouped = weights[pair.first], _by_group(weights[pair.second], groups_of(pair.second))
     first_ranges, second_ranges = first.flatten(1).abs().amax(1), grouped.abs().amax((1, 3)).flatten()
     used = (first_ranges > _PRUNED * first_ranges.max()) & (second_ranges > _PRUNED * second_ranges.max())
     scale = torch.where(used, first_ranges / second_ranges, 1.0).sqrt()
     scales[pair.first] = scales[pair.first] * scale
     weights[pair.first] = first / per_channel(scale, first)
-    scaled = grouped * scale.reshape(len(grouped), 1, -1, 1)
-    weights[pair.second] = scaled.reshape(weights[pair.second].shape)
+    weights[pair.second] = scaled_inputs(weights[pair.second], scale, groups_of(pair.second))
     return float(scale.log().abs().max())
 
 
-def by_group(weight: Tensor, groups: int) -> Tensor:
+def scaled_inputs(weight: Tensor, scale: Tensor, groups: int) -> Tensor:
+    """A weight whose input channels are multiplied; scale: (input channels of all groups,)."""
+    return (_by_group(weight, groups) * scale.reshape(groups, 1, -1, 1)).reshape(weight.shape)
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
     """(groups, outputs of a group, inputs of a group, kernel): input channels are the first and the third axis."""
     return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
 
@@ -150,7 +154,7 @@ def absorb_biases(module: fx.GraphModule, known: Mapping[str, Moments]) -> tuple
         if pair.rectified and not pair.padded and pair.first.name in known:
             moments = known[pair.first.name]
             surplus = (moments.mean - _SIGMAS * moments.std).clamp(min=0)
-            answer = response(_weight(module, pair.second).double(), surplus, groups_of(pair.second))
+            answer = response(weight_of(module, pair.second).double(), surplus, groups_of(pair.second))
             changes[pair.first] = changes.get(pair.first, 0.0) - surplus
             changes[pair.second] = changes.get(pair.second, 0.0) + answer
             known[pair.first.name] = replace(moments, mean=moments.mean - surplus)
@@ -158,10 +162,6 @@ def absorb_biases(module: fx.GraphModule, known: Mapping[str, Moments]) -> tuple
         bias = optional_tensor(module, argument(layer, 2))
         replace_stored(module, layer, 2, "absorbed_bias", change if bias is None else bias + change)
     return cleaned(module), known
-
-
-def _weight(module: fx.GraphModule, layer: fx.Node) -> Tensor:
-    return stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
 
 
 def replace_stored(module: fx.GraphModule, layer: fx.Node, index: int, name: str, value: Tensor) -> None:

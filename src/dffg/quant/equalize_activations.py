@@ -9,15 +9,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from dffg.graph import LINEAR, argument, aten, calls, copy_module, groups_of, is_stored, optional_tensor, stored_tensor
+from dffg.graph import (
+    LINEAR,
+    argument,
+    aten,
+    calls,
+    copy_module,
+    groups_of,
+    is_depthwise,
+    is_stored,
+    optional_tensor,
+    weight_of,
+)
 from dffg.quant.affine import per_channel
-from dffg.quant.equalize import by_group, cleaned, replace_stored
-from dffg.quant.moments import Moments, propagate
-from dffg.quant.placement import POOLS, clip_bounds, is_fused_padding
+from dffg.quant.equalize import cleaned, replace_stored, scaled_inputs
+from dffg.quant.moments import FLATTENING, Moments, propagate
+from dffg.quant.placement import MAX_POOLS, POOLS, clip_bounds, is_fused_padding
 from dffg.quant.widths import quantized_layers
 
-_MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
-_FLATTENING = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
 # What a channel reaches, in standard deviations: a normal distribution is above in 3 of 100,000 places.
 _SIGMAS = 4
 # A channel below this share of the largest is dead, or nearly so, and has nothing to gain.
@@ -53,25 +62,20 @@ def find_tied(module: fx.GraphModule) -> list[TiedTensors]:
     for node in module.graph.nodes:
         if node.op == "get_attr":
             continue
-        own = TiedTensors(tensors=[node], writers=[node] if node in layers else [], movable=node in layers)
-        sources = [source for source in node.all_input_nodes if source in tied]
+        own, sources = TiedTensors(tensors=[node]), [tied[source] for source in node.all_input_nodes if source in tied]
         if node in layers:
-            tied[sources[0]].readers.append(node)
+            own.writers.append(node)
+            sources[0].readers.append(node)
         elif _keeps_channels(node):
-            own.movable = True
-            _join(tied, own, sources)
+            for group in dict.fromkeys(sources):
+                own.join(group)
         else:
-            for source in sources:
-                tied[source].movable = False
+            for group in (own, *sources):
+                group.movable = False
         for member in own.tensors:
             tied[member] = own
     found = list(dict.fromkeys(tied.values()))
     return [group for group in found if group.movable and group.readers and _same_channels(module, group)]
-
-
-def _join(tied: dict[fx.Node, TiedTensors], own: TiedTensors, sources: list[fx.Node]) -> None:
-    for group in dict.fromkeys(tied[source] for source in sources):
-        own.join(group)
 
 
 def _keeps_channels(node: fx.Node) -> bool:
@@ -83,12 +87,12 @@ def _keeps_channels(node: fx.Node) -> bool:
         operands = [operand for operand in node.args if isinstance(operand, fx.Node) and not is_stored(operand)]
         shapes = {operand.meta["val"].shape[1:] for operand in operands}
         return len(operands) == 2 and not node.kwargs and len(shapes) == 1
-    if calls(node, *_FLATTENING):
+    if calls(node, *FLATTENING):
         first = node.args[0].meta["val"].shape  # type: ignore[union-attr]
         return len(first) > 2 and math.prod(first[2:]) == 1 and node.meta["val"].shape[1:] == first[1:2]
     bounds = clip_bounds(node)
     rectifies = bounds is not None and bounds[0] == 0
-    return rectifies or calls(node, *POOLS, *_MAX_POOLS) or is_fused_padding(node)
+    return rectifies or calls(node, *POOLS, *MAX_POOLS) or is_fused_padding(node)
 
 
 def _same_channels(module: fx.GraphModule, group: TiedTensors) -> bool:
@@ -96,12 +100,12 @@ def _same_channels(module: fx.GraphModule, group: TiedTensors) -> bool:
     if any(calls(layer, LINEAR) and layer.meta["val"].dim() != 2 for layer in group.writers + group.readers):
         return False
     counts = {tensor.meta["val"].shape[1] for tensor in group.tensors}
-    counts |= {_weight(module, layer).shape[1] * groups_of(layer) for layer in group.readers}
+    counts |= {weight_of(module, layer).shape[1] * groups_of(layer) for layer in group.readers}
     return len(counts) == 1
 
 
 def equalize_activations(
-    module: fx.GraphModule, known: Mapping[str, Moments], dense_power: float = _DENSE_POWER
+    module: fx.GraphModule, known: Mapping[str, Moments]
 ) -> tuple[fx.GraphModule, dict[str, Tensor]]:
     """A copy of a folded and prepared graph whose channels are scaled up, and what each layer's result was divided by.
 
@@ -123,8 +127,8 @@ def equalize_activations(
         reach = _reach(module, group, moments)
         if reach is None:
             continue
-        depthwise = all(groups_of(layer) > 1 and _weight(module, layer).shape[1] == 1 for layer in group.readers)
-        scale = (reach / reach.max()).clamp(min=_LEAST) ** (1.0 if depthwise else dense_power)
+        depthwise = all(is_depthwise(module, layer) for layer in group.readers)
+        scale = (reach / reach.max()).clamp(min=_LEAST) ** (1.0 if depthwise else _DENSE_POWER)
         for layer in group.writers:
             _divide_result(module, layer, scale)
             scales[layer.name] = scale
@@ -166,17 +170,12 @@ def _ends(node: fx.Node, ends: Mapping[fx.Node, Tensor], moments: Mapping[str, M
 
 
 def _divide_result(module: fx.GraphModule, layer: fx.Node, scale: Tensor) -> None:
-    weight, bias = _weight(module, layer).double(), optional_tensor(module, argument(layer, 2))
+    weight, bias = weight_of(module, layer).double(), optional_tensor(module, argument(layer, 2))
     replace_stored(module, layer, 1, "divided_weight", weight / per_channel(scale, weight))
     if bias is not None:
         replace_stored(module, layer, 2, "divided_bias", bias / scale)
 
 
 def _multiply_input(module: fx.GraphModule, layer: fx.Node, scale: Tensor) -> None:
-    weight, groups = _weight(module, layer).double(), groups_of(layer)
-    scaled = by_group(weight, groups) * scale.reshape(groups, 1, -1, 1)
-    replace_stored(module, layer, 1, "multiplied_weight", scaled.reshape(weight.shape))
-
-
-def _weight(module: fx.GraphModule, layer: fx.Node) -> Tensor:
-    return stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
+    weight = scaled_inputs(weight_of(module, layer).double(), scale, groups_of(layer))
+    replace_stored(module, layer, 1, "multiplied_weight", weight)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dffg.config import Rates
-from dffg.graph import copy_module, needed, nodes_by_name, stored_tensor, with_output
+from dffg.graph import copy_module, needed, nodes_by_name, weight_of, with_output
 from dffg.quant.affine import QParams, per_channel
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import clip_bounds, place
@@ -248,7 +248,7 @@ class LearnedNetwork:
         return self.biases[name]().detach().clone() if name in self.biases else None
 
     def _learn_layer(self, node: fx.Node, layer: LayerParameters) -> None:
-        weight = stored_tensor(self.module, node.args[1])  # type: ignore[arg-type]
+        weight = weight_of(self.module, node)
         learned = LearnedWeight(self._start(weight, layer), layer.qparams, self._reach)
         self.weights[node.name] = learned
         arguments = list(node.args)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import Budget, QuantizationConfig
-from dffg.graph import stored_tensor
+from dffg.graph import weight_of
 from dffg.images import ImageSpec
 from dffg.quant.affine import QParams
 from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
@@ -46,9 +46,17 @@ def choose_widths(
     images: all calibration batches; histograms: what calibration observed in them.
     """
     problem = pose(module, placement, images, histograms, spec, config)
-    chosen, fixed = allocate(problem, problem.budget.amount), fixed_widths(module, placement, config)
-    widths = BitWidths(weights=chosen.widths.weights, activations={**fixed.activations, **chosen.widths.activations})
+    chosen = allocate(problem, problem.budget.amount)
+    widths = complete_widths(chosen.widths, module, placement, config)
     return MixedPrecision(budget=problem.budget, widths=widths, chosen=chosen, frontier=frontier(problem))
+
+
+def complete_widths(
+    chosen: BitWidths, module: fx.GraphModule, placement: Placement, config: QuantizationConfig
+) -> BitWidths:
+    """Chosen widths, and those of everything that no budget chooses."""
+    fixed = fixed_widths(module, placement, config)
+    return BitWidths(weights=chosen.weights, activations={**fixed.activations, **chosen.activations})
 
 
 def pose(
@@ -98,7 +106,7 @@ def layer_sizes(module: fx.GraphModule, placement: Placement) -> tuple[LayerSize
 
 
 def _layer_size(module: fx.GraphModule, layer: fx.Node, placement: Placement) -> LayerSize:
-    weight = stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
+    weight = weight_of(module, layer)
     positions = math.prod(layer.meta["val"].shape[1:]) // len(weight)
     return LayerSize(
         weight=layer.name,

@@ -16,7 +16,7 @@ from dffg.graph import argument, aten, calls
 from dffg.quant.placement import POOLS, clip_bounds
 
 _SMALLEST_STD = 1e-30
-_FLATTENING = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
+FLATTENING = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _of_one(node: fx.Node, moments: Moments) -> Moments | None:
         return moments
     if calls(node, aten.pad.default):
         return _padded(node, moments)
-    return _flattened(node, moments) if calls(node, *_FLATTENING) else None
+    return _flattened(node, moments) if calls(node, *FLATTENING) else None
 
 
 def _joined(parts: list[Moments]) -> Moments:

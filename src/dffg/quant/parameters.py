@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from dffg.config import QuantizationConfig
-from dffg.graph import argument, optional_tensor, stored_tensor
+from dffg.graph import argument, optional_tensor, weight_of
 from dffg.quant.affine import QParams, quantize, weight_qparams
 from dffg.quant.ranges import WEIGHT_RANGES
 from dffg.quant.squant import squant
@@ -43,7 +43,7 @@ def round_layers(module: fx.GraphModule, widths: BitWidths, config: Quantization
 
 
 def _round_layer(module: fx.GraphModule, layer: fx.Node, bits: int, config: QuantizationConfig) -> LayerParameters:
-    weight = stored_tensor(module, layer.args[1])  # type: ignore[arg-type]
+    weight = weight_of(module, layer)
     qparams = weight_qparams(WEIGHT_RANGES[config.weight_ranges](weight, bits, config), bits)
     levels = WEIGHT_ROUNDINGS[str(config.weight_rounding)](weight, qparams)
     return LayerParameters(levels=levels, qparams=qparams, bias=optional_tensor(module, argument(layer, 2)))

@@ -18,6 +18,7 @@ from dffg.quant.operators import GLOBAL_AVERAGE_POOL
 
 _ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
 POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
+MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
@@ -26,9 +27,7 @@ _ADAPTIVE_POOLS = (
 _RELUS = (aten.relu.default, aten.relu6.default)
 # Their results are their inputs' values, so they keep the inputs' scale and cost no rounding.
 _REARRANGING = (
-    aten.max_pool1d.default,
-    aten.max_pool2d.default,
-    aten.max_pool3d.default,
+    *MAX_POOLS,
     aten.flatten.using_ints,
     aten.reshape.default,
     aten.view.default,

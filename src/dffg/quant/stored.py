@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.errors import InputError
-from dffg.graph import nodes_by_name, stored_tensor
+from dffg.graph import nodes_by_name, weight_of
 from dffg.quant.affine import QParams
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import place
@@ -92,5 +92,5 @@ def _fits(parameters: Parameters, module: fx.GraphModule) -> bool:
     sources = {source.name for source in place(module).source.values()}
     if parameters.layers.keys() != set(layers) or parameters.activations.keys() != sources:
         return False
-    weights = {name: stored_tensor(module, nodes[name].args[1]) for name in layers}  # type: ignore[arg-type]
+    weights = {name: weight_of(module, nodes[name]) for name in layers}
     return all(parameters.layers[name].levels.shape == weight.shape for name, weight in weights.items())
