@@ -373,6 +373,19 @@ def test_finetune_goes_on_from_what_quantize_wrote(here, learned):
         assert all((old[name] == new[name]).all() for name in old.files if name.endswith("limits"))
 
 
+def test_finetune_on_fewer_images_says_and_keeps_which(here, learned):
+    out = here / "fewer"
+    options = ("--steps", "1", "--images", "3", "--seed", "5")
+    ended = run("finetune", *TINY, "--from", learned[1], "--out", out, *options, "--json")
+    assert ended.code == 0, ended.err
+    report, before = json.loads(ended.out), json.loads((learned[1] / "report.json").read_text())
+    assert report["images"]["count"] == report["learning"]["learning_images"] == 3
+    assert (report["seed"], report["synthesis"]) == (5, before["synthesis"])
+    kept, all_of_them = (SyntheticSet.load(place / "images.npz") for place in (out, learned[1]))
+    np.testing.assert_array_equal(kept.inputs, all_of_them.inputs[:3])
+    assert sum(snapshot.count for snapshot in kept.snapshots) == 3
+
+
 def test_finetune_makes_more_images_where_more_are_asked_for(here, learned):
     ended = run(
         "finetune", *TINY, "--from", learned[1], "--out", here / "more", "--steps", "1", "--images", "12", "--json"

@@ -6,7 +6,7 @@ import json
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,16 @@ class SyntheticSet:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def first(self, count: int) -> SyntheticSet:
+        """The first images, with the records of the batches they come from."""
+        kept: list[SnapshotRecord] = []
+        left = min(count, len(self))
+        for snapshot in self.snapshots:
+            if left > 0:
+                kept.append(replace(snapshot, count=min(snapshot.count, left)))
+                left -= snapshot.count
+        return replace(self, inputs=self.inputs[:count], snapshots=tuple(kept))
 
     def save(self, path: str | Path) -> None:
         """Write `.npz`, `.safetensors`, or, for any other name, a folder of PNG pictures.

@@ -288,7 +288,8 @@ def _images_beside(directory: Path, captured: Captured, earlier: Report, count: 
         return None
     if made.spec.shape != captured.spec.shape:
         raise InputError(f"the images in {directory} have shape {made.spec.shape}, not {captured.spec.shape}.")
-    return Calibration(inputs=made.inputs[:count], made=made, description=replace(earlier.images, count=len(made)))
+    made = made.first(count or len(made))
+    return Calibration(inputs=made.inputs, made=made, description=replace(earlier.images, count=len(made)))
 
 
 def _calibration_images(
