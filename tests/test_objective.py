@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dffg.captured import Captured, capture
 from dffg.images import ImageSpec
 from dffg.objective import Objective
-from dffg.probe import Moments, Probe, Target, measure, target_of
+from dffg.probe import Moments, Probe, Target, measure, moments, target_of
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from tests.networks import NETWORKS, captured, inputs, network, randomize
 
@@ -143,20 +143,31 @@ def test_every_batch_norm_call_counts_once():
     assert len(Probe(network)(inputs(network.spec.shape))) == len(network.batch_norms) == 2
 
 
-SHAPES_AND_DIMS = [((4, 3, 5, 2), (0, 2, 3)), ((4, 3, 5, 2), (2, 3)), ((6, 3), (0,)), ((2, 3, 7), (2,))]
+SHAPES = [((4, 3, 5, 2), False), ((4, 3, 5, 2), True), ((6, 3), False), ((2, 3, 7), True), ((3, 2, 4, 3, 2), False)]
 
 
-@pytest.mark.parametrize(("shape", "dims"), SHAPES_AND_DIMS)
-def test_closed_form_gradient_agrees_with_finite_differences(shape, dims):
+@pytest.mark.parametrize(("shape", "per_image"), SHAPES)
+def test_closed_form_gradient_agrees_with_finite_differences(shape, per_image):
     activation = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     activation.requires_grad_(True)
 
     def mixed(x: Tensor) -> Tensor:
-        mean, var = Moments.apply(x, dims)
+        mean, var = Moments.apply(x, per_image)
         # both outputs, unequally, so that neither gradient can stand in for the other
         return (3 * mean.square() + mean * var.sqrt()).sum()
 
     assert torch.autograd.gradcheck(mixed, activation, eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("per_image", [False, True], ids=["batch", "image"])
+def test_moments_are_those_of_double_precision_where_the_mean_is_large(layout, per_image):
+    drawn = torch.randn(4, 5, 9, 7, generator=torch.Generator().manual_seed(3))
+    activation = (30 + drawn).contiguous(memory_format=layout)
+    var, mean = torch.var_mean(activation.double(), (2, 3) if per_image else (0, 2, 3), correction=0)
+    measured = moments(activation, per_image)
+    torch.testing.assert_close(measured[0].double(), mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(measured[1].double(), var, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("per_image", [False, True], ids=["batch", "image"])

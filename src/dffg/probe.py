@@ -108,9 +108,7 @@ def measure(activation: Tensor, target: Target, per_image: bool = False) -> Laye
 
     A single value per image and channel has no variance, so such layers are always measured over the batch.
     """
-    spatial = tuple(range(2, activation.dim()))
-    dims = spatial if per_image and activation[0, 0].numel() > 1 else (0, *spatial)
-    mean, var = Moments.apply(activation, dims)
+    mean, var = Moments.apply(activation, per_image and activation[0, 0].numel() > 1)
     ratio = (var / target.std.square() + target.floor).sqrt()
     return LayerStatistics(
         mean_error=(mean - target.mean) / target.std * target.live,
@@ -120,16 +118,29 @@ def measure(activation: Tensor, target: Target, per_image: bool = False) -> Laye
     )
 
 
+def moments(activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel of (batch, channels, ...): (channels,), or (batch, channels).
+
+    By the kernel with which BatchNorm takes its statistics in training: for maps in the channels_last layout
+    `torch.var_mean` takes 10 to 40 times as long, more than all convolutions of a network together.
+    """
+    if per_image:
+        means, variances = zip(*(moments(image.unsqueeze(0), False) for image in activation), strict=True)
+        return torch.stack(means), torch.stack(variances)
+    mean, var = torch.ops.aten.batch_norm_update_stats(activation, None, None, 0.0)
+    return mean, var
+
+
 class Moments(torch.autograd.Function):
-    """Mean and biased variance. Their gradient is affine in the activation, per channel: slope * x + offset.
+    """`moments`. Their gradient is affine in the activation, per channel: slope * x + offset.
 
     Autograd through mean and variance would make several passes over what is the largest data of a step.
     """
 
     @staticmethod
-    def forward(ctx: Any, activation: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Mean and variance over `dims`."""
-        var, mean = torch.var_mean(activation, dim=dims, correction=0)
+    def forward(ctx: Any, activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every channel."""
+        mean, var = moments(activation, per_image)
         ctx.save_for_backward(activation, mean)
         return mean, var
 
