@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dffg.captured import Captured, capture
 from dffg.images import ImageSpec
 from dffg.objective import Objective
-from dffg.probe import Moments, Probe, Target, measure, moments, target_of
+from dffg.probe import Moments, Probe, Target, compare, moments, target_of
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from tests.networks import NETWORKS, captured, inputs, network, randomize
 
@@ -152,9 +152,9 @@ def test_closed_form_gradient_agrees_with_finite_differences(shape, per_image):
     activation.requires_grad_(True)
 
     def mixed(x: Tensor) -> Tensor:
-        mean, var = Moments.apply(x, per_image)
-        # both outputs, unequally, so that neither gradient can stand in for the other
-        return (3 * mean.square() + mean * var.sqrt()).sum()
+        passed, mean, var = Moments.apply(x, per_image)
+        # all outputs, unequally, so that no gradient can stand in for another
+        return (3 * mean.square() + mean * var.sqrt()).sum() + passed.pow(3).sum() / 7
 
     assert torch.autograd.gradcheck(mixed, activation, eps=1e-6, atol=1e-7)
 
@@ -176,7 +176,8 @@ def test_measures_are_the_documented_formula(per_image):
     activation = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=generator)
     mean, std, floor, sd = (torch.rand(3, generator=generator, dtype=torch.float64) + 0.1 for _ in range(4))
     live = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
-    layer = measure(activation, Target(mean=mean, std=std, floor=floor, remembered_std=sd, live=live), per_image)
+    target = Target(mean=mean, std=std, floor=floor, remembered_std=sd, live=live)
+    layer = compare(*moments(activation, per_image), target)
     images = activation[:, None] if per_image else activation[None]
     for index, group in enumerate(images):
         for channel in (0, 2):

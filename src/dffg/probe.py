@@ -12,8 +12,9 @@ A BatchNorm that cannot be folded is measured at its own input; both cases are o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -63,25 +64,43 @@ class Probe:
         answer = next(node for node in module.graph.nodes if node.op == "output").args[0]
         if change is not None:
             change(module)
-        measured = [record.node for record in records]
+        measured = watch(module, [record.node for record in records])
         self._network = with_output(module, measured)
         self._whole = with_output(module, [*measured, answer])
         self._targets = [target_of(record) for record in records]
 
     def __call__(self, images: Tensor, *, per_image: bool = False) -> list[LayerStatistics]:
         """Statistics of every BatchNorm call in order of execution; differentiable once with respect to `images`."""
-        return self._measure(self._network(images), per_image)
+        return self._compare(self._network(per_image, images))
 
     def with_answer(self, images: Tensor, *, per_image: bool = False) -> tuple[list[LayerStatistics], Tensor]:
         """As a call, together with the network's answer."""
-        *activations, answer = self._whole(images)
-        return self._measure(activations, per_image), answer
+        *measured, answer = self._whole(per_image, images)
+        return self._compare(measured), answer
 
-    def _measure(self, activations: Any, per_image: bool) -> list[LayerStatistics]:
-        return [
-            measure(activation, target, per_image)
-            for activation, target in zip(activations, self._targets, strict=True)
-        ]
+    def _compare(self, measured: Sequence[Tensor]) -> list[LayerStatistics]:
+        pairs = zip(measured[::2], measured[1::2], strict=True)
+        return [compare(mean, var, target) for (mean, var), target in zip(pairs, self._targets, strict=True)]
+
+
+def watch(module: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
+    """Measure results where they arise: mean and variance of each, one after the other.
+
+    The graph gets one more input, the first: whether to measure per image. Measured at the end, the gradients of all
+    layers would exist at once, as much memory again as all results together.
+    """
+    graph = module.graph
+    with graph.inserting_before(next(iter(graph.nodes))):
+        per_image = graph.placeholder("per_image")
+    moments: list[fx.Node] = []
+    for node in nodes:
+        with graph.inserting_after(node):
+            watched = graph.call_function(passed_with_moments, (node, per_image))
+        with graph.inserting_after(watched):
+            passed, mean, var = (graph.call_function(getitem, (watched, index)) for index in range(3))
+        node.replace_all_uses_with(passed, delete_user_cb=lambda user, own=watched: user is not own)
+        moments += [mean, var]
+    return moments
 
 
 def target_of(record: FoldRecord) -> Target:
@@ -103,12 +122,8 @@ def target_of(record: FoldRecord) -> Target:
     )
 
 
-def measure(activation: Tensor, target: Target, per_image: bool = False) -> LayerStatistics:
-    """Statistics of one activation (batch, channels, ...) beside its target.
-
-    A single value per image and channel has no variance, so such layers are always measured over the batch.
-    """
-    mean, var = Moments.apply(activation, per_image and activation[0, 0].numel() > 1)
+def compare(mean: Tensor, var: Tensor, target: Target) -> LayerStatistics:
+    """Mean and biased variance of one activation, (channels,) or (batch, channels), beside its target."""
     ratio = (var / target.std.square() + target.floor).sqrt()
     return LayerStatistics(
         mean_error=(mean - target.mean) / target.std * target.live,
@@ -119,38 +134,46 @@ def measure(activation: Tensor, target: Target, per_image: bool = False) -> Laye
 
 
 def moments(activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of (batch, channels, ...): (channels,), or (batch, channels).
+    """Mean and biased variance of every channel of (batch, channels, ...): (channels,), or (batch, channels) per image.
+
+    A single value per image and channel has no variance, so such activations are always measured over the batch.
 
     By the kernel with which BatchNorm takes its statistics in training: for maps in the channels_last layout
     `torch.var_mean` takes 10 to 40 times as long, more than all convolutions of a network together.
     """
-    if per_image:
+    if per_image and activation[0, 0].numel() > 1:
         means, variances = zip(*(moments(image.unsqueeze(0), False) for image in activation), strict=True)
         return torch.stack(means), torch.stack(variances)
     mean, var = torch.ops.aten.batch_norm_update_stats(activation, None, None, 0.0)
     return mean, var
 
 
+def passed_with_moments(activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """An activation as it is, for the rest of the network, with its `moments`."""
+    passed, mean, var = Moments.apply(activation, per_image)
+    return passed, mean, var
+
+
 class Moments(torch.autograd.Function):
-    """`moments`. Their gradient is affine in the activation, per channel: slope * x + offset.
+    """`passed_with_moments`. The gradient of moments is affine in the activation, per channel: slope * x + offset.
 
     Autograd through mean and variance would make several passes over what is the largest data of a step.
     """
 
     @staticmethod
-    def forward(ctx: Any, activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every channel."""
+    def forward(ctx: Any, activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The activation itself, mean and variance of every channel."""
         mean, var = moments(activation, per_image)
         ctx.save_for_backward(activation, mean)
-        return mean, var
+        return activation, mean, var
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, d_passed: Tensor, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None]:
         """Gradient with respect to the activation."""
         activation, mean = ctx.saved_tensors
         count = activation.numel() // mean.numel()
         slope = 2 * d_var / count
         offset = d_mean / count - slope * mean
         shape = (-1 if mean.dim() == 2 else 1, activation.shape[1], *[1] * (activation.dim() - 2))
-        return torch.addcmul(offset.reshape(shape), activation, slope.reshape(shape)), None
+        return torch.add(d_passed, offset.reshape(shape)).addcmul_(activation, slope.reshape(shape)), None

@@ -39,6 +39,20 @@ _library.impl("dequantize", _run_dequantize, "CompositeExplicitAutograd")
 _library.impl("global_average_pool", _run_global_average_pool, "CompositeExplicitAutograd")
 
 
+def _imagine_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    return torch.empty_like(x, dtype=zero_point.dtype)
+
+
+def _imagine_dequantize(levels: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
+    return torch.empty_like(levels, dtype=torch.float32)
+
+
+# An export traces the graph several times with tensors that have no values. Told what shape results have, it does not
+# look into the arithmetic, which takes half of its time away.
+torch.library.register_fake("dffg::quantize", _imagine_quantize, lib=_library)
+torch.library.register_fake("dffg::dequantize", _imagine_dequantize, lib=_library)
+
+
 def _remember_shape(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
     ctx.shape = inputs[0].shape
 
