@@ -92,15 +92,16 @@ def watch(module: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
     graph = module.graph
     with graph.inserting_before(next(iter(graph.nodes))):
         per_image = graph.placeholder("per_image")
-    moments: list[fx.Node] = []
-    for node in nodes:
-        with graph.inserting_after(node):
-            watched = graph.call_function(passed_with_moments, (node, per_image))
-        with graph.inserting_after(watched):
-            passed, mean, var = (graph.call_function(getitem, (watched, index)) for index in range(3))
-        node.replace_all_uses_with(passed, delete_user_cb=lambda user, own=watched: user is not own)
-        moments += [mean, var]
-    return moments
+    return [moment for node in nodes for moment in _watch_one(graph, node, per_image)]
+
+
+def _watch_one(graph: fx.Graph, node: fx.Node, per_image: fx.Node) -> tuple[fx.Node, fx.Node]:
+    with graph.inserting_after(node):
+        watched = graph.call_function(passed_with_moments, (node, per_image))
+    with graph.inserting_after(watched):
+        passed, mean, var = (graph.call_function(getitem, (watched, index)) for index in range(3))
+    node.replace_all_uses_with(passed, delete_user_cb=lambda user: user is not watched)
+    return mean, var
 
 
 def target_of(record: FoldRecord) -> Target:

@@ -13,6 +13,7 @@ from dffg.errors import InputError
 
 _BINS = 2048
 _CANDIDATES = 100
+_POSITIONS = 28 * 28
 
 
 class Histogram:
@@ -31,7 +32,9 @@ class Histogram:
 
     def observe(self, values: Tensor) -> None:
         """Add all values of a tensor."""
-        low, high = (float(extreme) for extreme in torch.aminmax(values.detach()))
+        values = values.detach()
+        # torch.aminmax takes 60 times as long in the channels_last layout
+        low, high = float(values.amin()), float(values.amax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError(
                 "calibration images lead to NaN or infinite activations; check the images and the network."
@@ -43,7 +46,9 @@ class Histogram:
         while not self._start <= low or not high <= self._start + _BINS * self._width:
             self._grow(downwards=low < self._start)
         end = self._start + _BINS * self._width
-        self.counts += torch.histc(values.detach().float(), _BINS, self._start, end).double()
+        sample = _sample(values)
+        counts = torch.histc(sample.float(), _BINS, self._start, end).double()
+        self.counts += counts * (values.numel() / sample.numel())
 
     @property
     def bin_width(self) -> float:
@@ -62,6 +67,18 @@ class Histogram:
         if downwards:
             self._start -= _BINS * self._width
         self._width *= 2
+
+
+def _sample(values: Tensor) -> Tensor:
+    """Every n-th row and column of large maps, so that about `_POSITIONS` values of every image and channel are left.
+
+    Counting all takes three times as long as the network that makes them.
+    """
+    positions = values[0, 0].numel() if values.dim() > 2 else 1
+    step = max(1, int((positions / _POSITIONS) ** (1 / max(values.dim() - 2, 1))))
+    for dim in range(2, values.dim()):
+        values = values[(slice(None),) * dim + (slice(None, None, step),)]
+    return values
 
 
 Range = tuple[float, float]
