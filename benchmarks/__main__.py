@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, mixed, render, speed
+from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, mixed, render, speed, step
 from benchmarks.networks import NETWORKS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -60,6 +60,18 @@ def run_mixed(networks: list[str], seeds: list[int]) -> None:
 def run_lowbits(networks: list[str], seeds: list[int], sources: list[str], bits: list[str], methods: list[str]) -> None:
     """Accuracy of fewer bits in ONNX Runtime, by source of the images and by method."""
     lowbits.run_suite(networks, seeds, sources, bits, methods)
+
+
+@main.command("step")
+@click.option("--networks", default="efficientnet_lite0,mobilenet_v2", callback=_names, show_default=True)
+@click.option("--batch", default=16, show_default=True)
+@click.option("--size", type=int, help="Height and width of the images; default: the network's own.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=7, show_default=True)
+@click.option("--parts", default=";".join(step.PARTS), callback=lambda c, p, value: value.split(";"), show_default=True)
+def run_step(networks: list[str], batch: int, size: int | None, threads: int, rounds: int, parts: list[str]) -> None:
+    """Seconds of one pass of synthesis beside those of its convolutions alone."""
+    step.run_suite(networks, batch, size, threads, rounds, parts)
 
 
 @main.command("ablation")

@@ -1,0 +1,254 @@
+"""What one pass of synthesis costs beside the convolutions that it cannot do without, in one run, in turns.
+
+floor      the network's convolutions and linear layers alone, forward and backward to their inputs
+reference  the loss as `statistics.py` writes it, on the network as it was captured, by autograd
+fast       what synthesis runs
+zeroq      an iteration of Adam on ZeroQ's loss, on the same folded network
+mct        an iteration of Sony MCT, where its environment is there
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import records
+from benchmarks.networks import Benchmark, load_benchmarks
+from benchmarks.peers import mct
+from dffg.baselines import chain_of
+from dffg.captured import Captured, capture
+from dffg.chain import chain_generator, channels_last, gradient_of, start_from_noise
+from dffg.config import SynthesisConfig
+from dffg.fold import fold_batch_norms
+from dffg.graph import LINEAR, WEIGHTED, argument, calls
+from dffg.memory import reused_memory
+from dffg.objective import Objective
+from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
+
+SUITE = "step"
+FLOOR, REFERENCE, FAST, ZEROQ, MCT = "floor", "reference", "fast", "zeroq", "mct"
+VARIANTS = ("fast, bfloat16", "fast, compiled")
+PARTS = (FLOOR, REFERENCE, FAST, ZEROQ, MCT)
+_MCT_ITERATIONS = 10
+_BYTES = 4
+_PEAK_SIZE = 2048
+
+Part = Callable[[], float]
+
+
+def run_suite(networks: list[str], batch: int, size: int | None, threads: int, rounds: int, parts: list[str]) -> None:
+    """Measure every network at one batch size, resolution and number of threads."""
+    torch.set_num_threads(threads)
+    for benchmark in load_benchmarks(networks):
+        spec = benchmark.spec if size is None else replace(benchmark.spec, shape=(benchmark.spec.shape[0], size, size))
+        captured = capture(benchmark.model, spec=spec)
+        images = channels_last(
+            start_from_noise(SynthesisConfig(batch_size=batch), spec, chain_generator(seed=0, chain=0))
+        )
+        layers = Layers(captured, images)
+        records.append(
+            SUITE,
+            {
+                "network": benchmark.name,
+                "batch": batch,
+                "size": spec.shape[-1],
+                "threads": threads,
+                **describe(measure(_parts(benchmark, captured, images, layers, parts), rounds)),
+                "flops": layers.flops(),
+                "bytes": layers.bytes,
+                "peak_flops": _peak_flops(),
+                "peak_bytes": _peak_bytes(),
+            },
+        )
+        shown = records.read(SUITE)[-1]
+        print(benchmark.name, {name: round(value, 2) for name, value in shown["times_floor"].items()}, flush=True)
+
+
+@reused_memory()
+def measure(parts: dict[str, Part], rounds: int) -> list[dict[str, float]]:
+    """Seconds of every part, round by round; each runs once before, which also pays for memory and for kernels."""
+    for part in parts.values():
+        part()
+    return [{name: part() for name, part in parts.items()} for _ in range(rounds)]
+
+
+def describe(taken: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the rounds; ratios are medians of the ratios within a round."""
+    names = taken[0].keys()
+    return {
+        "rounds": taken,
+        "seconds": {name: statistics.median(one[name] for one in taken) for name in names},
+        "times_floor": {name: statistics.median(one[name] / one[FLOOR] for one in taken) for name in names},
+    }
+
+
+def _parts(
+    benchmark: Benchmark, captured: Captured, images: Tensor, layers: Layers, names: list[str]
+) -> dict[str, Part]:
+    makers: dict[str, Callable[[], Part]] = {
+        FLOOR: lambda: _timed(layers.run),
+        REFERENCE: lambda: _timed(_reference(captured, images)),
+        FAST: lambda: _timed(_fast(captured, images)),
+        VARIANTS[0]: lambda: _timed(_in_bfloat16(_fast(captured, images))),
+        VARIANTS[1]: lambda: _timed(_compiled(captured, images)),
+        ZEROQ: lambda: _Iterations(captured, len(images)),
+        MCT: lambda: _peer(benchmark, len(images)),
+    }
+    chosen: dict[str, Part] = {}
+    for name in names:
+        try:
+            chosen[name] = makers[name]()
+        except mct.PeerUnavailable as error:
+            print(f"skipped {name} on {benchmark.name}: {error}", flush=True)
+    return chosen
+
+
+def _timed(work: Callable[[], Any]) -> Part:
+    def seconds() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+class Layers:
+    """The convolutions and linear layers of a folded network with the inputs they get."""
+
+    def __init__(self, captured: Captured, images: Tensor) -> None:
+        recorder = _Recorder(fold_batch_norms(captured))
+        with torch.no_grad():
+            recorder.run(images)
+        self._calls = recorder.recorded
+
+    def run(self) -> None:
+        """All of them, forward, and backward to the input."""
+        with torch.no_grad():
+            for node, arguments, result in self._calls:
+                node.target(*arguments)  # type: ignore[operator]
+                _backward_to_input(node, arguments, result)
+
+    def flops(self) -> int:
+        """Multiplications and additions of a run."""
+        with FlopCounterMode(display=False) as counter:
+            self.run()
+        return int(counter.get_total_flops())
+
+    @property
+    def bytes(self) -> int:
+        """What a run must at least read and write: input, weight and result, each once in either direction."""
+        return sum(
+            2 * _BYTES * (arguments[0].numel() + arguments[1].numel() + result.numel())
+            for _, arguments, result in self._calls
+        )
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.recorded: list[tuple[fx.Node, tuple[Any, ...], Tensor]] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if calls(n, *WEIGHTED):
+            arguments, _ = self.fetch_args_kwargs_from_env(n)
+            self.recorded.append((n, tuple(arguments), result))
+        return result
+
+
+def _backward_to_input(node: fx.Node, arguments: tuple[Any, ...], gradient: Tensor) -> Tensor:
+    weight = arguments[1]
+    if node.target is LINEAR:
+        return gradient @ weight
+    ones = [1] * (weight.dim() - 2)
+    stride, padding = argument(node, 3, ones), argument(node, 4, [0] * len(ones))
+    dilation, groups = argument(node, 5, ones), argument(node, 6, 1)
+    (to_input, _, _) = torch.ops.aten.convolution_backward(
+        gradient, arguments[0], weight, None, stride, padding, dilation, False, [0], groups, [True, False, False]
+    )
+    assert isinstance(to_input, Tensor)
+    return to_input
+
+
+def _reference(captured: Captured, images: Tensor) -> Callable[[], Any]:
+    network = batch_norm_inputs(captured)
+    contiguous = images.contiguous()
+    return lambda: gradient_of(lambda seen: batch_norm_statistics_loss(captured.batch_norms, network(seen)))(contiguous)
+
+
+def _fast(captured: Captured, images: Tensor) -> Callable[[], Any]:
+    gradient_at = gradient_of(Objective(captured, slack=SynthesisConfig().slack))
+    return lambda: gradient_at(images)
+
+
+def _in_bfloat16(work: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            work()
+
+    return run
+
+
+def _compiled(captured: Captured, images: Tensor) -> Callable[[], Any]:
+    gradient_at = gradient_of(torch.compile(Objective(captured, slack=SynthesisConfig().slack)))
+    return lambda: gradient_at(images)
+
+
+class _Iterations:
+    """Adam on ZeroQ's loss, one iteration a call."""
+
+    def __init__(self, captured: Captured, batch: int) -> None:
+        config = SynthesisConfig(generator="zeroq", batch_size=batch, count=batch)
+        self._chains = itertools.chain.from_iterable(chain_of(captured, config)(index) for index in itertools.count())
+
+    def __call__(self) -> float:
+        started = time.perf_counter()
+        next(self._chains)
+        return time.perf_counter() - started
+
+
+def _peer(benchmark: Benchmark, batch: int) -> Part:
+    mct.make_environment()
+
+    def seconds() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            made = mct.generate(
+                benchmark.name,
+                batch,
+                0,
+                _MCT_ITERATIONS,
+                Path(folder) / "images.npz",
+                batch=batch,
+                threads=torch.get_num_threads(),
+            )
+        return float(made["seconds_per_iteration"])
+
+    return seconds
+
+
+def _peak_flops() -> float:
+    """What a large matrix product reaches, per second."""
+    a, b = torch.rand(_PEAK_SIZE, _PEAK_SIZE), torch.rand(_PEAK_SIZE, _PEAK_SIZE)
+    return 2 * _PEAK_SIZE**3 / min(_repeated(lambda: a @ b))
+
+
+def _peak_bytes() -> float:
+    """What copying a tensor that no cache holds reaches, read and written, per second."""
+    source = torch.rand(64 * 2**20)
+    target = torch.empty_like(source)
+    return 2 * _BYTES * source.numel() / min(_repeated(lambda: target.copy_(source)))
+
+
+def _repeated(work: Callable[[], Any]) -> Iterator[float]:
+    part = _timed(work)
+    return (part() for _ in range(5))
