@@ -169,7 +169,7 @@ class _Recorder(fx.Interpreter):
 def _backward_to_input(node: fx.Node, arguments: tuple[Any, ...], gradient: Tensor) -> Tensor:
     weight = arguments[1]
     if node.target is LINEAR:
-        return gradient @ weight
+        return torch.mm(gradient.flatten(0, -2), weight)
     ones = [1] * (weight.dim() - 2)
     stride, padding = argument(node, 3, ones), argument(node, 4, [0] * len(ones))
     dilation, groups = argument(node, 5, ones), argument(node, 6, 1)
