@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,6 +134,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 calibration=calibration,
                 evaluation=evaluation,
                 name=loaded.name,
+                command=_typed(),
                 notes=notes,
                 force=force,
                 on_stage=view.stage,
@@ -189,6 +191,7 @@ def finetune(
                 seed=seed,
                 evaluation=evaluation,
                 name=loaded.name,
+                command=_typed(),
                 notes=notes,
                 force=force,
                 on_stage=view.stage,
@@ -299,6 +302,10 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
     elif not quiet:
         console.print(render_inspection(found))
     return 0
+
+
+def _typed() -> str:
+    return shlex.join(["dffg", *sys.argv[1:]])
 
 
 def _load(options: dict[str, Any]) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:

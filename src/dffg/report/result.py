@@ -73,12 +73,16 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One convolution or linear layer; sqnr_db of its result within the quantized network."""
+    """One convolution or linear layer; sqnr_db of its result within the quantized network.
+
+    input_range: lowest and highest input that its integers represent; None where a report does not say.
+    """
 
     name: str
     weight_bits: int
     activation_bits: int
     sqnr_db: float
+    input_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class Result:
     """Everything a run found. `problems` says in words what a user must know before using the file.
 
     equalized: what was evened out, where the configuration leaves the choice. mixed: how the widths were chosen, where
-    they were.
+    they were. command: what was typed, or called in Python, to make it.
     """
 
     model: str
@@ -117,6 +121,7 @@ class Result:
     files: dict[str, str]
     path: str
     mixed: MixedPrecision | None = None
+    command: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
