@@ -304,6 +304,39 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
     return 0
 
 
+@cli.command()
+@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("compare.html"),
+    show_default=True,
+    help="Page that compares several results.",
+)
+@click.option("--force", is_flag=True, help="Overwrite an earlier comparison.")
+@output_options
+def report(directories: tuple[Path, ...], out: Path, force: bool, quiet: bool, as_json: bool, **_options: Any) -> int:
+    """Write report.html anew in every result directory, and compare several results on one page."""
+    from dffg.output import check_file
+    from dffg.report.comparison import run_of
+    from dffg.report.html import compare, rebuild
+    from dffg.report.result import PAGE_FILE
+
+    several = len(directories) > 1
+    if several:
+        check_file(out, force=force)
+    reports = {str(directory): rebuild(directory) for directory in directories}
+    if several:
+        compare(reports, out)
+    written = [str(directory / PAGE_FILE) for directory in directories] + [str(out)] * several
+    if as_json:
+        runs = [dataclasses.asdict(run_of(name, report)) for name, report in reports.items()]
+        click.echo(json.dumps({"written": written, "runs": runs}, indent=2))
+    elif not quiet:
+        click.echo("\n".join(written))
+    return 0
+
+
 def _typed() -> str:
     return shlex.join(["dffg", *sys.argv[1:]])
 

@@ -34,7 +34,13 @@ from dffg.quant.simulate import Decided, Quantized, decide, prepare_float
 from dffg.quant.stored import load_parameters, save_parameters, tensors_of
 from dffg.report.command import python_call
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
+from dffg.report.html import render_page
 from dffg.report.result import (
+    IMAGES_FILE,
+    MODEL_FILE,
+    PAGE_FILE,
+    PARAMETERS_FILE,
+    REPORT_FILE,
     Agreement,
     Images,
     Latency,
@@ -47,7 +53,6 @@ from dffg.report.result import (
 )
 from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
 
-MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE, REPORT_FILE = "model.onnx", "images.npz", "parameters.npz", "report.json"
 _HELD_OUT_SEED_OFFSET = 1_000_003
 _VERIFIED_BATCH = 16
 
@@ -110,11 +115,12 @@ def quantize(
     """From a trained network to a verified quantized file in directory `out`, without data.
 
     `out` receives `model.onnx`, `images.npz` (the images it was quantized with), `parameters.npz` (all integers and
-    scales) and `report.json`, all or nothing. `spec` describes the input; with only `input_shape`, pixels in [0, 1] are
-    assumed. `learning` says what is learned from the images beyond ranges; by default, something below 8 bits. What is
-    learned is kept in `out`.partial until all is done: the same call goes on from there if it was stopped.
-    `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds accuracy to the report. `command` is
-    what the report says to do for the same result, by default this call. Raises a `DffgError` that says what to do.
+    scales), `report.json` and the same as a page, `report.html`, all or nothing. `spec` describes the input; with only
+    `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned from the images beyond ranges; by
+    default, something below 8 bits. What is learned is kept in `out`.partial until all is done: the same call goes on
+    from there if it was stopped. `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds
+    accuracy to the report. `command` is what the report says to do for the same result, by default this call. Raises a
+    `DffgError` that says what to do.
     """
     command = command or python_call(
         "quantize",
@@ -297,6 +303,8 @@ def _finish(
             path=str(run.out),
             **facts,
         )
+        (staging / PAGE_FILE).write_text(render_page(result.to_dict(), images.made), encoding="utf-8")
+        result = replace(result, files={**result.files, PAGE_FILE: file_hash(staging / PAGE_FILE)})
         result.save(staging / REPORT_FILE)
     Checkpoint(run.unfinished, "").remove()
     return result
