@@ -50,6 +50,9 @@ def render_page(report: Plain, made: SyntheticSet | None) -> str:
         made=made,
         gallery=gallery(made) if made else None,
         frontier=_frontier(report.get("mixed")),
+        seconds={stage: round(value, 1) for stage, value in report["seconds"].items()},
+        # A page cannot hold its own hash.
+        files={name: digest for name, digest in report["files"].items() if name != PAGE_FILE},
     )
 
 
