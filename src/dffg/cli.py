@@ -118,7 +118,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
     check_directory(out, force=force)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, notes = _load(options)
+        loaded, spec, notes = _load(options, quiet)
         calibration = _data(options["calibration"], spec, labelled=False)
         evaluation = _data(options["evaluation"], spec, labelled=True)
         from dffg.pipeline import quantize as run
@@ -176,7 +176,7 @@ def finetune(
     check_directory(out, force=force)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, notes = _load(options)
+        loaded, spec, notes = _load(options, quiet)
         evaluation = _data(options["evaluation"], spec, labelled=True)
         from dffg.pipeline import finetune as run
 
@@ -242,7 +242,7 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
     console = _console(quiet, as_json)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, _ = _load(options)
+        loaded, spec, _ = _load(options, quiet)
         from dffg.synthesis import synthesize_set
 
         captured = _capture(loaded, spec, view)
@@ -290,7 +290,7 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
     console = _console(quiet, as_json)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, notes = _load(options)
+        loaded, spec, notes = _load(options, quiet)
         from dffg.inspection import inspect as run
         from dffg.report.terminal import render_inspection
 
@@ -341,7 +341,7 @@ def _typed() -> str:
     return shlex.join(["dffg", *sys.argv[1:]])
 
 
-def _load(options: dict[str, Any]) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
+def _load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     from dffg.models import load_model
 
     loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
@@ -350,7 +350,8 @@ def _load(options: dict[str, Any]) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     if given or options["mean"] or options["std"] or options["bounds"]:
         return loaded, spec, (f"input normalization from {spec.source}",)
     note = "no --mean, --std or --bounds were given: assuming pixels in [0, 1] without normalization"
-    click.echo(f"dffg: {note}", err=True)
+    if not quiet:
+        click.echo(f"dffg: {note}", err=True)
     return loaded, spec, (note,)
 
 

@@ -23,7 +23,7 @@ def plain_report(**changes: Any) -> dict[str, Any]:
             "weight_bits": 8 - index % 3,
             "activation_bits": 8,
             "sqnr_db": None if index == 11 else 40.0 - (7 * index) % 11,
-            "input_range": [-0.5 * index, 2.5 + index],
+            "input_range": [0.0 - index / 2, 2.5 + index],
         }
         for index in range(12)
     ]
