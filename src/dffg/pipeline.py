@@ -122,17 +122,9 @@ def quantize(
     accuracy to the report. `command` is what the report says to do for the same result, by default this call. Raises a
     `DffgError` that says what to do.
     """
-    command = command or python_call(
-        "quantize",
-        out,
-        spec=spec,
-        input_shape=input_shape,
-        synthesis=synthesis,
-        quantization=quantization,
-        learning=learning,
-        calibration=calibration,
-        evaluation=evaluation,
-    )
+    configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
+    data = {"calibration": calibration, "evaluation": evaluation}
+    command = command or python_call("quantize", out, spec=spec, input_shape=input_shape, **configurations, **data)
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     check_directory(Path(out), force=force)
@@ -185,22 +177,12 @@ def finetune(
     """Train a network on that `quantize` has written to directory `quantized`; the result goes to `out`, as there.
 
     `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more are
-    asked for, new ones made as those were. Stopped work goes on, as in `quantize`; `command` as there.
+    asked for, new ones made as those were. Stopped work goes on, and `command` is said, as in `quantize`.
     """
-    command = command or python_call(
-        "finetune",
-        quantized,
-        out,
-        steps=steps,
-        images=images,
-        spec=spec,
-        input_shape=input_shape,
-        seed=seed,
-        evaluation=evaluation,
-    )
+    given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
+    command = command or python_call("finetune", quantized, out, steps=steps, **given)
     check_directory(Path(out), force=force)
-    clock = _Clock(on_stage)
-    earlier = load_report(Path(quantized) / REPORT_FILE)
+    clock, earlier = _Clock(on_stage), load_report(Path(quantized) / REPORT_FILE)
     with clock.stage("capture"):
         captured = _captured(model, spec, input_shape, name)
         float_module, _ = prepare_float(captured, replace(earlier.quantization, equalize=earlier.equalized))
