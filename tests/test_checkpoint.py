@@ -138,4 +138,6 @@ def test_synthesis_goes_on_behind_the_last_chain(kept, options):
     assert len(seen) < whole.snapshots[-1].chain * 4 + per_chain
     assert torch.equal(torch.from_numpy(whole.inputs), torch.from_numpy(resumed.inputs))
     assert whole.snapshots == resumed.snapshots
+    assert whole.losses == resumed.losses
+    assert [len(losses) for losses in whole.losses] == [4, 4, 4, 2]
     assert isinstance(network.spec, ImageSpec)

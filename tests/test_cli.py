@@ -7,6 +7,9 @@ import hashlib
 import io
 import json
 import os
+import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -178,9 +181,10 @@ def finished(here):
 def test_quantize_writes_network_images_and_report(finished):
     ended, out = finished
     assert ended.code == 0, ended.err
-    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "parameters.npz", "report.json"]
+    files = ["images.npz", "model.onnx", "parameters.npz", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == [*files, "report.json"]
     report = json.loads((out / "report.json").read_text())
-    for name in ("model.onnx", "images.npz", "parameters.npz"):
+    for name in files:
         assert report["files"][name] == hashlib.sha256((out / name).read_bytes()).hexdigest()
     assert report["size_bytes"]["quantized"] == (out / "model.onnx").stat().st_size
 
@@ -207,8 +211,14 @@ def test_report_of_a_run_holds_what_was_asked_for(finished):
     assert any("assuming pixels in [0, 1]" in note for note in report["notes"])
 
 
+def test_a_run_says_what_was_typed(finished, here):
+    report = json.loads((finished[1] / "report.json").read_text())
+    assert shlex.split(report["command"]) == ["dffg", "quantize", *TINY, "--out", str(here / "result"), *QUICK]
+
+
 def test_images_of_a_run_can_be_loaded(finished):
     made = SyntheticSet.load(finished[1] / "images.npz")
+    assert [len(losses) for losses in made.losses] == [4]
     assert made.inputs.shape == (8, 3, 16, 16)
     assert 0 <= made.inputs.min() < made.inputs.max() <= 1
     assert (made.config.steps, made.config.count) == (4, 8)
@@ -243,7 +253,7 @@ def test_json_alone_is_on_standard_output(overwritten):
 
 def test_force_keeps_the_files_of_others(overwritten):
     assert (overwritten[1] / "notes.txt").read_text() == "old"
-    assert len(tree(overwritten[1])) == 5
+    assert len(tree(overwritten[1])) == 6
 
 
 def test_normalization_given_is_reported(overwritten):
@@ -406,6 +416,37 @@ def test_finetune_says_what_it_cannot_go_on_from(here, learned, network, start, 
     assert ended.code == 2
     assert says in ended.err
     assert not (here / "refused").exists()
+
+
+# Pages
+
+
+def test_report_writes_the_page_anew(finished):
+    out = finished[1]
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    ended = run("report", out)
+    assert (ended.code, ended.out) == (0, f"{out / 'report.html'}\n"), ended.err
+    assert (out / "report.html").read_bytes() == page
+    assert run("report", out, "--quiet").out == ""
+
+
+def test_report_compares_several_results(finished, overwritten, here):
+    out = here / "both.html"
+    ended = run("report", finished[1], overwritten[1], "--out", out, "--json")
+    assert ended.code == 0, ended.err
+    plain = json.loads(ended.out)
+    assert plain["written"] == [str(finished[1] / "report.html"), str(overwritten[1] / "report.html"), str(out)]
+    assert [run["seed"] for run in plain["runs"]] == [0, 5]
+    assert [run["drop_points"] is None for run in plain["runs"]] == [True, False]
+    assert "synthesis.seed" in out.read_text(encoding="utf-8")
+    refused(run("report", finished[1], overwritten[1], "--out", out), "both.html exists", "--force")
+    assert run("report", finished[1], overwritten[1], "--out", out, "--force").code == 0
+
+
+def test_report_of_what_is_no_result_is_refused(here, tmp_path):
+    refused(run("report", tmp_path), "report.json is missing; give the directory that quantize has written")
+    refused(run("report"), "Missing argument")
 
 
 # The other commands
@@ -700,7 +741,7 @@ def test_import_is_cheap():
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["quantize", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["quantize", "--help"], ["report", "--help"]])
 def test_help_imports_nothing_heavy(arguments):
     code = """
 import sys
@@ -709,7 +750,8 @@ try:
     main()
 except SystemExit as ended:
     assert ended.code == 0, ended.code
-heavy = {"torch", "onnxruntime", "onnx", "numpy", "scipy", "PIL", "timm", "torchvision", "rich"} & set(sys.modules)
+heavy = {"torch", "onnxruntime", "onnx", "numpy", "scipy", "PIL", "timm", "torchvision", "rich", "jinja2",
+         "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 """
     ended = python(code, *arguments)
@@ -731,6 +773,56 @@ def test_help_names_every_option_with_its_default():
     assert ended.code == 0
     for part in ("--images INTEGER Images to make. [default: 64]", "[default: W8A8]", "--force", "--eval", "--burn-in"):
         assert part in text
+
+
+def on_a_terminal(folder: Path, *arguments: str, **variables: str) -> str:
+    """Everything that a command writes where standard output and error are a terminal."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {**plain, "PYTHONPATH": path, "TERM": "xterm-256color", "COLUMNS": "100", **variables}
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from dffg.cli import main; main()", *arguments]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # how a terminal ends whose other side is closed
+            while part := os.read(ours, 4096):
+                written += part
+        assert process.wait() == 0, written
+    os.close(ours)
+    return written.decode()
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*(?:3[0-79]|4[0-79]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
+INSPECT = ("inspect", *TINY, "--mean", "0.5")
+
+
+def test_a_terminal_has_colors_and_progress(here):
+    written = on_a_terminal(here, *INSPECT)
+    assert COLOR.search(written)
+    assert "measure one pass" in written
+    assert "BatchNorm" in written
+
+
+def test_no_color_is_honored(here):
+    written = on_a_terminal(here, *INSPECT, NO_COLOR="1")
+    assert not COLOR.search(written)
+    assert "BatchNorm" in written
+
+
+def test_a_simple_terminal_gets_no_control_sequences(here):
+    assert "\x1b" not in on_a_terminal(here, *INSPECT, TERM="dumb")
+
+
+def test_quiet_writes_nothing_even_on_a_terminal(here):
+    assert on_a_terminal(here, "inspect", *TINY, "--quiet") == ""
+
+
+def test_without_a_terminal_there_are_no_control_sequences(here, finished):
+    ended = run(*INSPECT)
+    for text in (ended.out, ended.err, finished[0].out, finished[0].err):
+        assert "\x1b" not in text
+    assert "measure one pass" not in ended.out + ended.err
 
 
 SYNTHESIS_THAT_TELLS = """

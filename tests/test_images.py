@@ -36,6 +36,7 @@ def make_set(spec=IMAGENET, count=3, seed=0):
             SnapshotRecord(chain=0, step=12, loss=0.5, count=2),
             SnapshotRecord(chain=1, step=3, loss=1, count=1),
         ),
+        losses=((0.75, 0.5), (2.0, None, 1.0)),
     )
 
 
@@ -151,7 +152,28 @@ def test_a_saved_and_reloaded_set_is_the_same_set(tmp_path, suffix, spec):
     assert loaded.inputs.tobytes() == made.inputs.tobytes()
     assert loaded.inputs.dtype == np.float32
     assert (loaded.spec, loaded.config, loaded.snapshots) == (made.spec, made.config, made.snapshots)
+    assert loaded.losses == ((0.75, 0.5), (2.0, None, 1.0))
     assert len(loaded) == 3
+
+
+def test_a_file_that_does_not_say_the_losses_can_be_read(tmp_path):
+    made = make_set()
+    metadata = json.loads(made._metadata())
+    del metadata["losses"]
+    np.savez(tmp_path / "set.npz", images=made.spec.to_uint8(made.inputs), metadata=np.asarray(json.dumps(metadata)))
+    loaded = SyntheticSet.load(tmp_path / "set.npz")
+    assert loaded.losses == ()
+    assert loaded.snapshots == made.snapshots
+
+
+@pytest.mark.parametrize(("count", "snapshots", "chains"), [(1, 1, 1), (2, 1, 1), (3, 2, 2)])
+def test_the_first_images_come_with_the_records_of_their_chains(count, snapshots, chains):
+    made = make_set()
+    first = made.first(count)
+    assert np.array_equal(first.inputs, made.inputs[:count])
+    assert sum(snapshot.count for snapshot in first.snapshots) == count
+    assert len(first.snapshots) == snapshots
+    assert first.losses == made.losses[:chains]
 
 
 def test_pictures_are_stored_as_pixels_and_features_as_network_input(tmp_path):

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+import dffg
 from dffg.captured import capture
 from dffg.cli import VERIFICATION_FAILED, _console, _show_result
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
@@ -24,6 +25,7 @@ from dffg.images import SyntheticSet
 from dffg.output import file_hash
 from dffg.pipeline import evaluate, quantize
 from dffg.quant.simulate import simulate
+from dffg.report.html import rebuild
 from dffg.report.result import Result
 from dffg.synthesis import synthesize_set
 from tests.digits import SPEC, Digits, train_digits
@@ -75,13 +77,44 @@ def test_accuracy_in_the_report_is_that_of_the_written_file(finished: Result, la
     assert score.top1 == pytest.approx(finished.accuracy.quantized_top1)
 
 
-def test_four_files_are_written_and_the_report_holds_their_hashes(finished: Result) -> None:
+def test_five_files_are_written_and_the_report_holds_their_hashes(finished: Result) -> None:
     out = Path(finished.path)
-    assert sorted(path.name for path in out.iterdir()) == ["images.npz", "model.onnx", "parameters.npz", "report.json"]
+    files = ["images.npz", "model.onnx", "parameters.npz", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == [*files, "report.json"]
     report = json.loads((out / "report.json").read_text())
-    assert report["files"] == {name: file_hash(out / name) for name in ("images.npz", "model.onnx", "parameters.npz")}
+    assert report["files"] == {name: file_hash(out / name) for name in files}
     assert report["images"] == {"source": "synthetic images", "count": 32, "chains": 1, "steps": 8, "passes": 8}
     assert report["input"]["bounds"] == [0.0, 16.0]
+
+
+def test_the_report_says_the_call_that_made_it(finished: Result, digits: Digits, tmp_path: Path) -> None:
+    assert finished.command is not None
+    call = finished.command.replace(finished.path, str(tmp_path / "again"))
+    data = {"model": digits.model, "evaluation": None}
+    again = eval(call, {"dffg": dffg, **data})
+    assert again.files["model.onnx"] == finished.files["model.onnx"]
+    assert again.synthesis == finished.synthesis
+
+
+def test_the_page_is_that_of_the_report_and_can_be_built_again(finished: Result) -> None:
+    page = Path(finished.path) / "report.html"
+    before = page.read_bytes()
+    report = rebuild(Path(finished.path))
+    assert page.read_bytes() == before
+    assert report == finished.to_dict()
+    assert f"{finished.agreement.top1:.1%}" in page.read_text(encoding="utf-8")
+
+
+def test_the_range_of_a_layers_input_is_that_of_its_integers(finished: Result) -> None:
+    arrays = np.load(Path(finished.path) / "parameters.npz")
+    found = {}
+    for name in {key.split("/")[1] for key in arrays.files if key.startswith("activation/")}:
+        scale, zero, (low, high) = (arrays[f"activation/{name}/{part}"] for part in ("scale", "zero_point", "limits"))
+        found[name] = (scale * (low - float(zero)), scale * (high - float(zero)))
+    first, *_ = finished.layers
+    assert first.input_range == pytest.approx((0.0, 16.0))
+    for layer in finished.layers:
+        assert any(layer.input_range == pytest.approx(limits) for limits in found.values())
 
 
 def test_the_saved_images_are_the_ones_that_calibrated(finished: Result, digits: Digits) -> None:
@@ -93,7 +126,8 @@ def test_the_saved_images_are_the_ones_that_calibrated(finished: Result, digits:
 
 def test_the_same_seed_writes_the_same_network(finished: Result, digits: Digits, tmp_path: Path) -> None:
     again = quantize(digits.model, tmp_path / "again", spec=SPEC, synthesis=QUICK)
-    assert again.files == finished.files
+    # The page has times in it.
+    assert {**again.files, "report.html": ""} == {**finished.files, "report.html": ""}
     other = quantize(digits.model, tmp_path / "other", spec=SPEC, synthesis=dataclasses.replace(QUICK, seed=2))
     assert other.files["images.npz"] != finished.files["images.npz"]
 

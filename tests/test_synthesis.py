@@ -364,6 +364,20 @@ def test_a_set_holds_the_stream_and_where_it_came_from(pictures):
     assert [record.loss for record in made.snapshots] == [snapshot.loss for snapshot in snapshots(pictures, options)]
 
 
+@pytest.mark.parametrize(("keep_every", "passes"), [(1, (8, 7)), (4, (7, 7, 7))])
+def test_a_set_holds_the_losses_of_all_passes_up_to_the_last_kept_batch(features, keep_every, passes):
+    options = config(count=9, keep_every=keep_every)
+    made = synthesize_set(features, options)
+    walked = [[visit.loss for visit in run_chain(features, options, chain)] for chain in range(len(passes))]
+    assert made.losses == tuple(tuple(losses[:count]) for losses, count in zip(walked, passes))
+    for snapshot in snapshots(features, options):
+        assert snapshot.losses[-1] == snapshot.loss
+
+
+def test_noise_has_no_losses(features):
+    assert synthesize_set(features, SynthesisConfig(generator="noise", count=20)).losses == ((None,), (None,))
+
+
 def test_a_saved_set_is_the_set_that_was_made(pictures, tmp_path):
     made = synthesize_set(pictures, config())
     made.save(tmp_path / "set.npz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
     check_directory(out, force=force)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, notes = _load(options)
+        loaded, spec, notes = _load(options, quiet)
         calibration = _data(options["calibration"], spec, labelled=False)
         evaluation = _data(options["evaluation"], spec, labelled=True)
         from dffg.pipeline import quantize as run
@@ -133,6 +134,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 calibration=calibration,
                 evaluation=evaluation,
                 name=loaded.name,
+                command=_typed(),
                 notes=notes,
                 force=force,
                 on_stage=view.stage,
@@ -174,7 +176,7 @@ def finetune(
     check_directory(out, force=force)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, notes = _load(options)
+        loaded, spec, notes = _load(options, quiet)
         evaluation = _data(options["evaluation"], spec, labelled=True)
         from dffg.pipeline import finetune as run
 
@@ -189,6 +191,7 @@ def finetune(
                 seed=seed,
                 evaluation=evaluation,
                 name=loaded.name,
+                command=_typed(),
                 notes=notes,
                 force=force,
                 on_stage=view.stage,
@@ -239,7 +242,7 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
     console = _console(quiet, as_json)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, _ = _load(options)
+        loaded, spec, _ = _load(options, quiet)
         from dffg.synthesis import synthesize_set
 
         captured = _capture(loaded, spec, view)
@@ -287,7 +290,7 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
     console = _console(quiet, as_json)
     with _progress(console) as view:
         view.stage("load")
-        loaded, spec, notes = _load(options)
+        loaded, spec, notes = _load(options, quiet)
         from dffg.inspection import inspect as run
         from dffg.report.terminal import render_inspection
 
@@ -301,7 +304,44 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
     return 0
 
 
-def _load(options: dict[str, Any]) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
+@cli.command()
+@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("compare.html"),
+    show_default=True,
+    help="Page that compares several results.",
+)
+@click.option("--force", is_flag=True, help="Overwrite an earlier comparison.")
+@output_options
+def report(directories: tuple[Path, ...], out: Path, force: bool, quiet: bool, as_json: bool, **_options: Any) -> int:
+    """Write report.html anew in every result directory, and compare several results on one page."""
+    from dffg.output import check_file
+    from dffg.report.comparison import run_of
+    from dffg.report.html import compare, rebuild
+    from dffg.report.result import PAGE_FILE
+
+    several = len(directories) > 1
+    if several:
+        check_file(out, force=force)
+    reports = {str(directory): rebuild(directory) for directory in directories}
+    if several:
+        compare(reports, out)
+    written = [str(directory / PAGE_FILE) for directory in directories] + [str(out)] * several
+    if as_json:
+        runs = [dataclasses.asdict(run_of(name, report)) for name, report in reports.items()]
+        click.echo(json.dumps({"written": written, "runs": runs}, indent=2))
+    elif not quiet:
+        click.echo("\n".join(written))
+    return 0
+
+
+def _typed() -> str:
+    return shlex.join(["dffg", *sys.argv[1:]])
+
+
+def _load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     from dffg.models import load_model
 
     loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
@@ -310,7 +350,8 @@ def _load(options: dict[str, Any]) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     if given or options["mean"] or options["std"] or options["bounds"]:
         return loaded, spec, (f"input normalization from {spec.source}",)
     note = "no --mean, --std or --bounds were given: assuming pixels in [0, 1] without normalization"
-    click.echo(f"dffg: {note}", err=True)
+    if not quiet:
+        click.echo(f"dffg: {note}", err=True)
     return loaded, spec, (note,)
 
 

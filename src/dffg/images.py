@@ -127,26 +127,29 @@ class SyntheticSet:
     """Made images with everything needed to make them again.
 
     `inputs` are network inputs, float32, (images, *spec.shape). Pictures lie on the 8-bit pixel grid, so a saved
-    and reloaded set is the same set.
+    and reloaded set is the same set. `losses` has one entry per chain: the losses of all its passes up to the last kept
+    batch, None where no pass was made. It is empty where a file does not say.
     """
 
     inputs: Array
     spec: ImageSpec
     config: SynthesisConfig
     snapshots: tuple[SnapshotRecord, ...]
+    losses: tuple[tuple[float | None, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def first(self, count: int) -> SyntheticSet:
-        """The first images, with the records of the batches they come from."""
+        """The first images, with the records of the batches and chains they come from."""
         kept: list[SnapshotRecord] = []
         left = min(count, len(self))
         for snapshot in self.snapshots:
             if left > 0:
                 kept.append(replace(snapshot, count=min(snapshot.count, left)))
                 left -= snapshot.count
-        return replace(self, inputs=self.inputs[:count], snapshots=tuple(kept))
+        chains = len({snapshot.chain for snapshot in kept})
+        return replace(self, inputs=self.inputs[:count], snapshots=tuple(kept), losses=self.losses[:chains])
 
     def save(self, path: str | Path) -> None:
         """Write `.npz`, `.safetensors`, or, for any other name, a folder of PNG pictures.
@@ -182,6 +185,7 @@ class SyntheticSet:
             spec=spec,
             config=SynthesisConfig(**stored["config"]),
             snapshots=tuple(SnapshotRecord(**snapshot) for snapshot in stored["snapshots"]),
+            losses=tuple(map(tuple, stored.get("losses", ()))),
         )
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -199,6 +203,7 @@ class SyntheticSet:
                 "spec": asdict(self.spec),
                 "config": asdict(self.config),
                 "snapshots": [asdict(snapshot) for snapshot in self.snapshots],
+                "losses": self.losses,
             }
         )
 

@@ -32,8 +32,15 @@ from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.placement import prepare
 from dffg.quant.simulate import Decided, Quantized, decide, prepare_float
 from dffg.quant.stored import load_parameters, save_parameters, tensors_of
+from dffg.report.command import python_call
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
+from dffg.report.html import render_page
 from dffg.report.result import (
+    IMAGES_FILE,
+    MODEL_FILE,
+    PAGE_FILE,
+    PARAMETERS_FILE,
+    REPORT_FILE,
     Agreement,
     Images,
     Latency,
@@ -46,7 +53,6 @@ from dffg.report.result import (
 )
 from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
 
-MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE, REPORT_FILE = "model.onnx", "images.npz", "parameters.npz", "report.json"
 _HELD_OUT_SEED_OFFSET = 1_000_003
 _VERIFIED_BATCH = 16
 
@@ -69,6 +75,7 @@ class _Run:
     captured: Captured
     out: Path
     name: str
+    command: str
     notes: tuple[str, ...]
     evaluation: Data | None
     clock: _Clock
@@ -98,6 +105,7 @@ def quantize(
     calibration: Data | None = None,
     evaluation: Data | None = None,
     name: str | None = None,
+    command: str | None = None,
     notes: tuple[str, ...] = (),
     force: bool = False,
     on_stage: StageCallback | None = None,
@@ -107,12 +115,16 @@ def quantize(
     """From a trained network to a verified quantized file in directory `out`, without data.
 
     `out` receives `model.onnx`, `images.npz` (the images it was quantized with), `parameters.npz` (all integers and
-    scales) and `report.json`, all or nothing. `spec` describes the input; with only `input_shape`, pixels in [0, 1] are
-    assumed. `learning` says what is learned from the images beyond ranges; by default, something below 8 bits. What is
-    learned is kept in `out`.partial until all is done: the same call goes on from there if it was stopped.
-    `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a
+    scales), `report.json` and the same as a page, `report.html`, all or nothing. `spec` describes the input; with only
+    `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned from the images beyond ranges; by
+    default, something below 8 bits. What is learned is kept in `out`.partial until all is done: the same call goes on
+    from there if it was stopped. `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds
+    accuracy to the report. `command` is what the report says to do for the same result, by default this call. Raises a
     `DffgError` that says what to do.
     """
+    configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
+    data = {"calibration": calibration, "evaluation": evaluation}
+    command = command or python_call("quantize", out, spec=spec, input_shape=input_shape, **configurations, **data)
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     check_directory(Path(out), force=force)
@@ -123,6 +135,7 @@ def quantize(
         captured=captured,
         out=Path(out),
         name=name or captured.name,
+        command=command,
         notes=notes,
         evaluation=evaluation,
         clock=clock,
@@ -154,6 +167,7 @@ def finetune(
     seed: int = 0,
     evaluation: Data | None = None,
     name: str | None = None,
+    command: str | None = None,
     notes: tuple[str, ...] = (),
     force: bool = False,
     on_stage: StageCallback | None = None,
@@ -163,11 +177,12 @@ def finetune(
     """Train a network on that `quantize` has written to directory `quantized`; the result goes to `out`, as there.
 
     `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more are
-    asked for, new ones made as those were. Stopped work goes on, as in `quantize`.
+    asked for, new ones made as those were. Stopped work goes on, and `command` is said, as in `quantize`.
     """
+    given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
+    command = command or python_call("finetune", quantized, out, steps=steps, **given)
     check_directory(Path(out), force=force)
-    clock = _Clock(on_stage)
-    earlier = load_report(Path(quantized) / REPORT_FILE)
+    clock, earlier = _Clock(on_stage), load_report(Path(quantized) / REPORT_FILE)
     with clock.stage("capture"):
         captured = _captured(model, spec, input_shape, name)
         float_module, _ = prepare_float(captured, replace(earlier.quantization, equalize=earlier.equalized))
@@ -176,6 +191,7 @@ def finetune(
         captured=captured,
         out=Path(out),
         name=name or captured.name,
+        command=command,
         notes=notes,
         evaluation=evaluation,
         clock=clock,
@@ -258,6 +274,7 @@ def _finish(
             equalized=decided.equalized,
             learning=learning,
             mixed=quantized.mixed,
+            command=run.command,
             seconds=clock.seconds(),
             peak_memory_bytes=peak_memory_bytes(),
             accuracy=accuracy,
@@ -268,6 +285,8 @@ def _finish(
             path=str(run.out),
             **facts,
         )
+        (staging / PAGE_FILE).write_text(render_page(result.to_dict(), images.made), encoding="utf-8")
+        result = replace(result, files={**result.files, PAGE_FILE: file_hash(staging / PAGE_FILE)})
         result.save(staging / REPORT_FILE)
     Checkpoint(run.unfinished, "").remove()
     return result
@@ -361,8 +380,7 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
     latency = Latency(**measured, batch=1, threads=threads)
     batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
     expected, answer = (np.concatenate(list(run(path, batches))) for path in (reference, written))
-    noise = layer_sqnr_db(quantized, held_out)
-    widths = {layer.name: (layer.weight_bits, layer.activation_bits) for layer in quantized.layers}
+    noise, layers = layer_sqnr_db(quantized, held_out), {layer.name: layer for layer in quantized.layers}
     return {
         "size_bytes": {"float": reference.stat().st_size, "quantized": written.stat().st_size},
         "kernels": kernels,
@@ -372,7 +390,13 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
             top1=agreement(expected, answer), sqnr_db=sqnr_db(expected, answer), count=len(held_out)
         ),
         "layers": tuple(
-            Layer(name=name, weight_bits=widths[name][0], activation_bits=widths[name][1], sqnr_db=ratio)
+            Layer(
+                name=name,
+                weight_bits=layers[name].weight_bits,
+                activation_bits=layers[name].activation_bits,
+                sqnr_db=ratio,
+                input_range=layers[name].input_range,
+            )
             for name, ratio in noise.items()
         ),
         "problems": find_problems(kernels, latency, match),

@@ -21,12 +21,16 @@ from dffg.memory import reused_memory
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One kept batch: `images` is (batch, ...) network input, which chain passed it, after how many steps, its loss."""
+    """One kept batch: `images` is (batch, ...) network input, which chain passed it, after how many steps, its loss.
+
+    losses: those of all passes of the chain so far, its own last.
+    """
 
     images: Tensor
     chain: int
     step: int
     loss: float | None
+    losses: tuple[float | None, ...]
 
     @property
     def record(self) -> SnapshotRecord:
@@ -86,6 +90,7 @@ def synthesize_set(
         spec=captured.spec,
         config=config,
         snapshots=tuple(snapshot.record for snapshot in kept),
+        losses=tuple({snapshot.chain: snapshot.losses for snapshot in kept}.values()),
     )
 
 
@@ -96,7 +101,8 @@ def _save_chain(checkpoint: Checkpoint, captured: Captured, kept: list[Snapshot]
         pixels = torch.from_numpy(captured.spec.to_uint8(images.numpy()))
         images = pixels if torch.equal(_from_pixels(pixels, captured), images) else images
     records = [(snapshot.step, snapshot.loss, len(snapshot.images)) for snapshot in kept]
-    checkpoint.save(f"chain-{kept[0].chain}", {"images": images, "records": records})
+    state = {"images": images, "records": records, "losses": list(kept[-1].losses)}
+    checkpoint.save(f"chain-{kept[0].chain}", state)
 
 
 def _finished(checkpoint: Checkpoint, captured: Captured, config: SynthesisConfig) -> list[Snapshot]:
@@ -110,7 +116,8 @@ def _finished(checkpoint: Checkpoint, captured: Captured, config: SynthesisConfi
         images = _from_pixels(images, captured) if images.dtype == torch.uint8 else images
         parts = torch.split(images, [count for *_, count in state["records"]])
         for part, (step, loss, _) in zip(parts, state["records"]):
-            kept.append(Snapshot(images=part, chain=chain, step=step, loss=loss))
+            losses = tuple(state["losses"][: step + 1])
+            kept.append(Snapshot(images=part, chain=chain, step=step, loss=loss, losses=losses))
     return kept
 
 
@@ -140,7 +147,9 @@ def snapshots(
     started = time.monotonic()
     run_chain = run_chain or chain_of(captured, config)
     for chain in range(first, chains_needed(config)):
+        losses: list[float | None] = []
         for visit in run_chain(chain):
+            losses.append(visit.loss)
             late = config.max_seconds is not None and time.monotonic() - started > config.max_seconds
             keep = _is_kept(visit.step, config) or (late and made == 0)
             if keep:
@@ -149,7 +158,7 @@ def snapshots(
             if progress is not None:
                 progress(_progress(visit, chain, config, made))
             if keep:
-                yield Snapshot(images=images, chain=chain, step=visit.step, loss=visit.loss)
+                yield Snapshot(images=images, chain=chain, step=visit.step, loss=visit.loss, losses=tuple(losses))
             if late or made == config.count:
                 return
 

@@ -54,7 +54,7 @@ RESULT = Result(
     agreement=Agreement(top1=0.975, sqnr_db=31.25, count=16),
     simulation_match=MATCH,
     accuracy=None,
-    layers=(Layer(name="conv", weight_bits=8, activation_bits=8, sqnr_db=40.5),),
+    layers=(Layer(name="conv", weight_bits=8, activation_bits=8, sqnr_db=40.5, input_range=(0.0, 2.5)),),
     float_operations=("hardswish (hardswish)",),
     zero_variance_channels=3,
     notes=("a note",),
@@ -108,7 +108,9 @@ def test_report_holds_what_was_found():
     assert plain["images"] == {"source": "synthetic images", "count": 64, "chains": 1, "steps": 16, "passes": 16}
     assert plain["latency_ms"] == {"float": 4.0, "quantized": 2.0, "batch": 1, "threads": 2}
     assert plain["kernels"] == {"integer": 3, "float": 0, "other": {"Reshape": 1}}
-    assert plain["layers"] == [{"name": "conv", "weight_bits": 8, "activation_bits": 8, "sqnr_db": 40.5}]
+    assert plain["layers"] == [
+        {"name": "conv", "weight_bits": 8, "activation_bits": 8, "sqnr_db": 40.5, "input_range": [0.0, 2.5]}
+    ]
     assert plain["accuracy"] is None
     assert plain["simulation_match"]["max_abs_difference_in_steps"] == 1
     assert "not task accuracy" in plain["agreement"]["meaning"]

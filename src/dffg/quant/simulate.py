@@ -37,7 +37,7 @@ _CLEARLY = 0.75
 class QuantizedLayer:
     """One convolution or linear layer: its name for people, its node, and the node that carries its result.
 
-    weight_bits and activation_bits: of its weight and of its input.
+    weight_bits and activation_bits: of its weight and of its input. input_range: what the input's integers represent.
     """
 
     name: str
@@ -45,6 +45,7 @@ class QuantizedLayer:
     result: str
     weight_bits: int
     activation_bits: int
+    input_range: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +205,7 @@ def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme 
     layers, float_operations = [], tuple(_describe_operation(node) for node in placement.float_operations)
     for node in quantized_layers(module):
         layer, input_qparams = parameters.layers[node.name], parameters.activations[input_tensor(node, placement).name]
-        layers.append(_describe(node, layer.qparams.bits, input_qparams.bits))
+        layers.append(_describe(node, layer.qparams, input_qparams))
         _write_layer(module, node, layer, input_qparams.scale)
     inserter = _ActivationInserter(module, parameters.activations)
     tensors = tuple(inserter.insert(node, source.name) for node, source in placement.source.items())
@@ -224,7 +225,7 @@ def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme 
     )
 
 
-def _describe(node: fx.Node, weight_bits: int, activation_bits: int) -> QuantizedLayer:
+def _describe(node: fx.Node, weight: QParams, input: QParams) -> QuantizedLayer:
     users = list(node.users)
     result = (
         users[0].name if len(users) == 1 and not integer_inputs(users[0]) and users[0].op != "output" else node.name
@@ -233,8 +234,9 @@ def _describe(node: fx.Node, weight_bits: int, activation_bits: int) -> Quantize
         name=node.meta.get("dffg_name", layer_name(node)),
         node=node.name,
         result=result,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
+        weight_bits=weight.bits,
+        activation_bits=input.bits,
+        input_range=input.range,
     )
 
 

@@ -19,6 +19,8 @@ from dffg.quant.mixed import MixedPrecision
 from dffg.report.environment import Environment
 
 SCHEMA_VERSION = 1
+MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE = "model.onnx", "images.npz", "parameters.npz"
+REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 AGREEMENT_MEANING = "agreement with the float model on held-out synthetic images, not task accuracy"
 
 
@@ -73,12 +75,16 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One convolution or linear layer; sqnr_db of its result within the quantized network."""
+    """One convolution or linear layer; sqnr_db of its result within the quantized network.
+
+    input_range: lowest and highest input that its integers represent; None where a report does not say.
+    """
 
     name: str
     weight_bits: int
     activation_bits: int
     sqnr_db: float
+    input_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,7 @@ class Result:
     """Everything a run found. `problems` says in words what a user must know before using the file.
 
     equalized: what was evened out, where the configuration leaves the choice. mixed: how the widths were chosen, where
-    they were.
+    they were. command: what was typed, or called in Python, to make it.
     """
 
     model: str
@@ -117,6 +123,7 @@ class Result:
     files: dict[str, str]
     path: str
     mixed: MixedPrecision | None = None
+    command: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -148,19 +155,30 @@ class Report:
     equalized: str
 
 
-def load_report(path: Path) -> Report:
-    """Read a `report.json`. Raises InputError where it is none, or older than this version of its schema."""
+def read_report(path: Path) -> dict[str, Any]:
+    """A `report.json` as plain data. Raises InputError where it is none."""
     if not path.is_file():
         raise InputError(f"{path} is missing; give the directory that quantize has written.")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a report: {error}.") from error
+    if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path} is not a report of this version of dffg; quantize again.")
+    return plain
+
+
+def load_report(path: Path) -> Report:
+    """Read a `report.json`. Raises InputError where it is none, or older than this version of its schema."""
+    plain = read_report(path)
+    try:
         return Report(
             images=Images(**plain["images"]),
             synthesis=None if plain["synthesis"] is None else SynthesisConfig(**plain["synthesis"]),
             quantization=QuantizationConfig(**plain["quantization"]),
             equalized=plain["equalized"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a report of this version of dffg: {error}.") from error
 
 

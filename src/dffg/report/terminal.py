@@ -93,16 +93,16 @@ def _mixed_rows(mixed: MixedPrecision, layers: tuple[Layer, ...]) -> list[tuple[
     def describe(point: Allocation) -> str:
         return f"{replace(mixed.budget, amount=point.cost)}, sensitivity {point.sensitivity:.2g}"
 
-    frontier = [f"{describe(point)}: {_widths(point.widths.weights.values())}" for point in mixed.frontier]
+    frontier = [f"{describe(point)}: {describe_widths(point.widths.weights.values())}" for point in mixed.frontier]
     return [
-        ("widths", f"weights of {_widths(layer.weight_bits for layer in layers)}"),
-        ("", f"inputs of {_widths(layer.activation_bits for layer in layers)}"),
+        ("widths", f"weights of {describe_widths(layer.weight_bits for layer in layers)}"),
+        ("", f"inputs of {describe_widths(layer.activation_bits for layer in layers)}"),
         ("chosen", describe(mixed.chosen)),
         *zip(["frontier", *[""] * (len(frontier) - 1)], frontier),
     ]
 
 
-def _widths(bits: Iterable[int]) -> str:
+def describe_widths(bits: Iterable[int]) -> str:
     """How many layers have which width."""
     return ", ".join(f"{width} bits in {count}" for width, count in sorted(Counter(bits).items()))
 
