@@ -6,11 +6,11 @@ import sys
 import psutil
 import pytest
 import torch
-from tests.networks import captured
 
 from dffg.batch import bytes_per_image, fitting, is_out_of_memory
 from dffg.config import SynthesisConfig
 from dffg.errors import InputError
+from tests.networks import captured
 
 
 def test_an_image_takes_what_all_results_take():
