@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, InputError, StoppedError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dffg.captured import Captured
     from dffg.evaluation.data import Data
-    from dffg.images import ImageSpec
+    from dffg.images import ImageSpec, SyntheticSet
     from dffg.models import Loaded
     from dffg.report.result import Result
 
@@ -226,27 +226,37 @@ def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -
 
 @cli.command()
 @model_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), help=".npz or .safetensors file, or PNG folder.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write, .npz, .safetensors or .npy, or a folder of PNG files.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options
+@config_options(ArrayConfig)
 @config_options(SynthesisConfig)
 def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make calibration images for MODEL and save them for any tool."""
+    from dffg.handover import check_array
     from dffg.output import check_directory, check_file, staged_directory, staged_file
 
-    is_file = out.suffix in (".npz", ".safetensors")
+    is_file, form = out.suffix in (".npz", ".safetensors", ".npy"), options["ArrayConfig"]
+    if out.suffix != ".npy" and form != ArrayConfig():
+        raise InputError(f"--layout and --values describe .npy files, and --out is {out}; leave them out.")
     (check_file if is_file else check_directory)(out, force=force)
     console = _console(quiet, as_json)
     with _progress(console) as view:
         view.stage("load")
         loaded, spec, _ = _load(options)
+        check_array(spec, form)
         from dffg.synthesis import synthesize_set
 
         captured = _capture(loaded, spec, view)
         view.stage("synthesis")
         made = synthesize_set(captured, options["SynthesisConfig"], progress=view.update)
         with staged_file(out) if is_file else staged_directory(out) as target:
-            made.save(target)
+            _save(made, target, form)
     if as_json:
         click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
     elif not quiet:
@@ -254,6 +264,17 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         walked = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
         click.echo(f"{len(made)} images{walked}: {out}")
     return 0
+
+
+def _save(made: SyntheticSet, target: Path, form: ArrayConfig) -> None:
+    if target.suffix != ".npy":
+        made.save(target)
+        return
+    import numpy as np
+
+    from dffg.handover import array
+
+    np.save(target, array(made, form))
 
 
 @cli.command()
