@@ -90,7 +90,7 @@ def handover_table() -> str:
     """Drops of every tool by network, in points, and how much more ours lose than real images on the same examples."""
     results = tables.latest(records.read(SUITE), ("network", "tool", "seed"))
     lines = [
-        f"| network (float top-1, images) | quantizer | drop with dffg | drop with {REAL} | dffg minus real | paired SE |",
+        f"| network (float top-1, images) | quantizer | drop with dffg | with {REAL} | dffg minus real | paired SE |",
         "|---|---|---|---|---|---|",
     ]
     for network in tables.unique(results, "network"):

@@ -1,7 +1,7 @@
 """LiteRT Quantizer (once AI Edge Quantizer), calibrated with images that dffg has made, for a float .tflite of NHWC.
 
 dffg synthesize MODEL --out images.npz
-python litert_quantizer.py images.npz float.tflite int8.tflite
+python litert_static.py images.npz float.tflite int8.tflite
 """
 
 import sys

@@ -1,7 +1,7 @@
 """AMD Quark on an ONNX file, calibrated with images that dffg has made, in place of its random data.
 
 dffg synthesize MODEL --out images.npz
-python quark.py images.npz float.onnx int8.onnx
+python quark_onnx.py images.npz float.onnx int8.onnx
 """
 
 import sys

@@ -1,7 +1,7 @@
 """ESP-PPQ on an ONNX file, calibrated with images that dffg has made.
 
 dffg synthesize MODEL --out images.npz
-python esp_ppq.py images.npz float.onnx int8.espdl
+python esp_ppq_onnx.py images.npz float.onnx int8.espdl
 """
 
 import sys

@@ -1,7 +1,7 @@
 """RKNN-Toolkit2 on an ONNX file, calibrated with pictures that dffg has made. It normalizes pixels by itself.
 
 dffg synthesize MODEL --out pictures
-cd pictures && python ../rknn.py list.txt ../float.onnx ../int8.rknn
+cd pictures && python ../rknn_toolkit2.py list.txt ../float.onnx ../int8.rknn
 """
 
 import sys
