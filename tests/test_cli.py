@@ -843,3 +843,22 @@ def test_spec_of_the_file_is_used_by_evaluate(overwritten):
     assert read_spec(overwritten[1] / "model.onnx") == ImageSpec(
         shape=(3, 16, 16), mean=(0.5,), std=(0.25,), source="the command line"
     )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_the_shell(shell):
+    ended = run("completion", shell)
+    assert ended.code == 0, ended.err
+    assert f"_DFFG_COMPLETE={shell}_complete" in ended.out
+
+
+def test_the_printed_script_completes_options():
+    environment = {
+        **os.environ,
+        "_DFFG_COMPLETE": "bash_complete",
+        "COMP_WORDS": "dffg quantize --bi",
+        "COMP_CWORD": "2",
+    }
+    command = [sys.executable, "-c", "from dffg.cli import main; import sys; sys.argv[0] = 'dffg'; main()"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+    assert set(answer.split()) == {"plain,--bits", "plain,--bias-correction"}
