@@ -92,7 +92,7 @@ def run_latency(networks: list[str], rounds: int, batch: int) -> None:
 @main.command("handover")
 @click.option("--networks", default="mobilenet_v2,efficientnet_lite0", callback=_names, show_default=True)
 @seeds
-@click.option("--tools", default=",".join(handover.TOOLS), callback=_names, show_default=True)
+@click.option("--tools", default=";".join(handover.TOOLS), callback=lambda c, p, v: v.split(";"), show_default=True)
 def run_handover(networks: list[str], seeds: list[int], tools: list[str]) -> None:
     """Accuracy of other quantizers' int8 files, calibrated with our images and with real ones."""
     handover.run_suite(networks, seeds, tools)

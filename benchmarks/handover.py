@@ -36,7 +36,17 @@ def nncf_quantize(source: Path, target: Path, images: SyntheticSet) -> None:
     onnx.save(nncf.quantize(onnx.load(source), nncf_dataset(images, INPUT_NAME), subset_size=len(images)), target)
 
 
-TOOLS: dict[str, Quantize] = {"onnxruntime": latency.quantize_static, "nncf": nncf_quantize}
+def quantize_static_float_answer(source: Path, target: Path, images: SyntheticSet) -> None:
+    """ONNX Runtime's quantizer as in the example: the network's answer stays float."""
+    latency.quantize_static(source, target, images, {"OpTypesToExcludeOutputQuantization": ["Gemm"]})
+
+
+# By label: the package and the call.
+TOOLS: dict[str, tuple[str, Quantize]] = {
+    "quantize_static": ("onnxruntime", latency.quantize_static),
+    "quantize_static, float answer": ("onnxruntime", quantize_static_float_answer),
+    "NNCF": ("nncf", nncf_quantize),
+}
 
 
 def run_suite(networks: list[str], seeds: list[int], tools: list[str]) -> None:
@@ -65,7 +75,7 @@ def _measure(benchmark: Benchmark, captured: Captured, tools: list[str], seed: i
             record = {
                 "network": benchmark.name,
                 "tool": tool,
-                "version": package_version(tool),
+                "version": package_version(TOOLS[tool][0]),
                 "seed": seed,
                 "config": asdict(config),
                 "ours": asdict(compare(reference, after_ours, labels)),
@@ -77,8 +87,8 @@ def _measure(benchmark: Benchmark, captured: Captured, tools: list[str], seed: i
 
 
 def _quantized(tool: str, source: Path, images: SyntheticSet, benchmark: Benchmark) -> Array:
-    target = source.with_name(f"{tool}.onnx")
-    TOOLS[tool](source, target, images)
+    target = source.with_name("quantized.onnx")
+    TOOLS[tool][1](source, target, images)
     return _answers(target, benchmark)
 
 
@@ -105,4 +115,4 @@ def _row(network: str, tool: str, cell: tables.Records) -> str:
     head = f"{network} ({cell[0]['ours']['float_top1']:.2f} %, {cell[0]['ours']['count']})"
     drops = [tables.spread([r[source] for r in cell], "drop_points") for source in ("ours", "real", "beside_real")]
     error = tables.mean_and_deviation([r["beside_real"]["standard_error"] for r in cell])[0]
-    return f"| {head} | {tool} {cell[-1]['version']} | {' | '.join(drops)} | {error:.2f} |"
+    return f"| {head} | {tool} ({cell[-1]['version']}) | {' | '.join(drops)} | {error:.2f} |"

@@ -41,7 +41,9 @@ def run_suite(networks: list[str], rounds: int, batch: int) -> None:
         print(record, flush=True)
 
 
-def quantize_static(source: Path, target: Path, images: SyntheticSet) -> None:
+def quantize_static(
+    source: Path, target: Path, images: SyntheticSet, extra_options: dict[str, Any] | None = None
+) -> None:
     """ONNX Runtime's quantizer in its fast form: U8S8, per channel, Q/DQ, on the same images."""
     from onnxruntime.quantization import QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as run
@@ -57,6 +59,7 @@ def quantize_static(source: Path, target: Path, images: SyntheticSet) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options=extra_options,
     )
 
 
