@@ -36,6 +36,19 @@ def nncf_quantize(source: Path, target: Path, images: SyntheticSet) -> None:
     onnx.save(nncf.quantize(onnx.load(source), nncf_dataset(images, INPUT_NAME), subset_size=len(images)), target)
 
 
+def nncf_quantize_per_tensor(source: Path, target: Path, images: SyntheticSet) -> None:
+    """NNCF as in the example: no ranges of their own for the channels that a depthwise layer reads."""
+    import nncf
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
+    advanced = nncf.AdvancedQuantizationParameters(
+        activations_quantization_params=QuantizationParameters(per_channel=False)
+    )
+    dataset = nncf_dataset(images, INPUT_NAME)
+    quantized = nncf.quantize(onnx.load(source), dataset, subset_size=len(images), advanced_parameters=advanced)
+    onnx.save(quantized, target)
+
+
 def quantize_static_float_answer(source: Path, target: Path, images: SyntheticSet) -> None:
     """ONNX Runtime's quantizer as in the example: the network's answer stays float."""
     latency.quantize_static(source, target, images, {"OpTypesToExcludeOutputQuantization": ["Gemm"]})
@@ -46,6 +59,7 @@ TOOLS: dict[str, tuple[str, Quantize]] = {
     "quantize_static": ("onnxruntime", latency.quantize_static),
     "quantize_static, float answer": ("onnxruntime", quantize_static_float_answer),
     "NNCF": ("nncf", nncf_quantize),
+    "NNCF, a range per tensor": ("nncf", nncf_quantize_per_tensor),
 }
 
 
