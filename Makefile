@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test docs check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,12 +22,16 @@ demo: setup ## quantize EfficientNet-Lite0 (ImageNet) without data
 test: setup ## run the tests, the arena's smoke suite among them
 	$(BIN)/python -m pytest -q
 
-check: setup ## lint, types, import directions, tables rendered from stored results
+docs: setup ## build the site in site/
+	$(BIN)/zensical build --strict
+
+check: setup ## lint, types, import directions, tables rendered from stored results, the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m benchmarks render --check
+	$(BIN)/zensical build --strict
 
 clean: ## remove what setup and demo made
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output site

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, mixed, render, speed, step
+from benchmarks import (
+    ablation,
+    arena,
+    chain_picture,
+    diversity,
+    handover,
+    int8,
+    latency,
+    lowbits,
+    mixed,
+    render,
+    speed,
+    step,
+)
 from benchmarks.networks import NETWORKS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -99,6 +112,15 @@ def run_diversity(networks: list[str], seeds: list[int], settings: list[str]) ->
 def run_latency(networks: list[str], rounds: int, batch: int) -> None:
     """Speed beside the float file and ONNX Runtime's own quantizer."""
     latency.run_suite(networks, rounds, batch)
+
+
+@main.command("handover")
+@click.option("--networks", default="mobilenet_v2,efficientnet_lite0", callback=_names, show_default=True)
+@seeds
+@click.option("--tools", default=";".join(handover.TOOLS), callback=lambda c, p, v: v.split(";"), show_default=True)
+def run_handover(networks: list[str], seeds: list[int], tools: list[str]) -> None:
+    """Accuracy of other quantizers' int8 files, calibrated with our images and with real ones."""
+    handover.run_suite(networks, seeds, tools)
 
 
 @main.command("speed")

@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
 from dffg.captured import capture
 from dffg.config import SynthesisConfig
-from dffg.export.onnx import write_float, write_quantized
+from dffg.export.onnx import INPUT_NAME, write_float, write_quantized
 from dffg.export.onnxruntime import session
-from dffg.images import Array
+from dffg.handover import calibration_reader
+from dffg.images import Array, SyntheticSet
 from dffg.quant.simulate import simulate
 from dffg.synthesis import synthesize_set
 
@@ -29,42 +29,37 @@ def run_suite(networks: list[str], rounds: int, batch: int) -> None:
     """Measure in turns, one session alive at a time, and append medians and ratios of each round."""
     for benchmark in load_benchmarks(networks):
         captured = capture(benchmark.model, spec=benchmark.spec)
-        images = synthesize_set(captured, SynthesisConfig()).inputs
+        images = synthesize_set(captured, SynthesisConfig())
         with tempfile.TemporaryDirectory() as folder:
             paths = {name: Path(folder) / f"{name}.onnx" for name in ("float", "ours", "quantize_static")}
-            quantized = simulate(captured, torch.split(torch.from_numpy(images), 16))
+            quantized = simulate(captured, torch.split(torch.from_numpy(images.inputs), 16))
             write_float(quantized.float_module, captured.spec, paths["float"])
             write_quantized(quantized, captured.spec, paths["ours"])
             quantize_static(paths["float"], paths["quantize_static"], images)
-            record = _compare(benchmark.name, paths, images[:batch], rounds)
+            record = _compare(benchmark.name, paths, images.inputs[:batch], rounds)
         records.append(SUITE, record)
         print(record, flush=True)
 
 
-def quantize_static(source: Path, target: Path, images: Array) -> None:
+def quantize_static(
+    source: Path, target: Path, images: SyntheticSet, extra_options: dict[str, Any] | None = None
+) -> None:
     """ONNX Runtime's quantizer in its fast form: U8S8, per channel, Q/DQ, on the same images."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as run
     from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches = iter(np.array_split(images, len(images) // 16))
-
-        def get_next(self) -> dict[str, Array] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {"input": batch}
 
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(source, prepared)
     run(
         prepared,
         target,
-        Reader(),
+        calibration_reader(images, INPUT_NAME, batch_size=16),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options=extra_options,
     )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import arena_tables, figures, lowbits_tables, mixed, tables
+from benchmarks import arena_tables, figures, handover, lowbits_tables, mixed, tables
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lowbits": lowbits_tables.lowbits_table,
     "lowbits_runtime": lowbits_tables.lowbits_runtime_table,
     "mixed": mixed.mixed_table,
+    "handover": handover.handover_table,
 }
 
 

@@ -506,7 +506,8 @@ def test_synthesize_writes_pictures(here):
     assert ended.code == 0, ended.err
     assert ended.out.strip().startswith("8 images, loss ")
     names = sorted(path.name for path in out.iterdir())
-    assert names == [f"{index:05d}.png" for index in range(8)]
+    assert names == [*(f"{index:05d}.png" for index in range(8)), "list.txt"]
+    assert (out / "list.txt").read_text().split() == names[:-1]
     run("synthesize", *TINY, "--out", here / "same.npz", *QUICK)
     pixels = np.load(here / "same.npz")["images"]
     np.testing.assert_array_equal(np.asarray(Image.open(out / names[3])), np.moveaxis(pixels[3], 0, -1))
@@ -532,6 +533,32 @@ def test_features_cannot_be_written_as_pictures(here):
     made = SyntheticSet.load(here / "spectra.npz")
     assert made.spec.bounds == (-130.0, 30.0)
     assert -130 <= made.inputs.min() < 0 < made.inputs.max() <= 30
+
+
+def test_synthesize_writes_an_array_for_other_tools(here):
+    run("synthesize", *TINY, "--out", here / "set.npz", *QUICK)
+    made = SyntheticSet.load(here / "set.npz")
+    ended = run("synthesize", *TINY, "--out", here / "inputs.npy", *QUICK)
+    assert ended.code == 0, ended.err
+    np.testing.assert_array_equal(np.load(here / "inputs.npy"), made.inputs)
+    run("synthesize", *TINY, "--out", here / "pixels.npy", *QUICK, "--layout", "nhwc", "--values", "pixels")
+    pixels = np.load(here / "pixels.npy")
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (8, 16, 16, 3))
+    np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2) / 255, made.inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "says"),
+    [
+        ("no.npz", ("--layout", "nhwc"), "--layout and --values describe .npy files"),
+        ("no-folder", ("--values", "pixels"), "--layout and --values describe .npy files"),
+        ("no.npy", ("--values", "pixels", "--bounds", "-130:30"), "are not pixels; choose values inputs"),
+        ("no.npy", ("--values", "pixels", "--generator", "noise"), "left what 8-bit pixels can hold"),
+    ],
+)
+def test_impossible_arrays_are_refused(here, out, options, says):
+    refused(run("synthesize", *TINY, "--out", here / out, "--images", "8", *options), says)
+    assert not (here / out).exists()
 
 
 def test_inspect_shows_batch_norms_and_writes_nothing(here):
@@ -908,3 +935,22 @@ def test_spec_of_the_file_is_used_by_evaluate(overwritten):
     assert read_spec(overwritten[1] / "model.onnx") == ImageSpec(
         shape=(3, 16, 16), mean=(0.5,), std=(0.25,), source="the command line"
     )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_the_shell(shell):
+    ended = run("completion", shell)
+    assert ended.code == 0, ended.err
+    assert f"_DFFG_COMPLETE={shell}_complete" in ended.out
+
+
+def test_the_printed_script_completes_options():
+    environment = {
+        **os.environ,
+        "_DFFG_COMPLETE": "bash_complete",
+        "COMP_WORDS": "dffg quantize --bi",
+        "COMP_CWORD": "2",
+    }
+    command = [sys.executable, "-c", "from dffg.cli import main; import sys; sys.argv[0] = 'dffg'; main()"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+    assert set(answer.split()) == {"plain,--bits", "plain,--bias-correction"}

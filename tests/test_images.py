@@ -198,8 +198,10 @@ def test_what_leaves_the_legal_pixels_is_stored_as_network_input(tmp_path, suffi
 def test_a_folder_of_pictures_holds_the_pixels(tmp_path, channels):
     made = make_set(ImageSpec(shape=(channels, 4, 6)))
     made.save(tmp_path / "folder" / "pictures")
-    files = sorted((tmp_path / "folder" / "pictures").iterdir())
+    *files, names = sorted((tmp_path / "folder" / "pictures").iterdir())
     assert [file.name for file in files] == ["00000.png", "00001.png", "00002.png"]
+    assert names.name == "list.txt"
+    assert names.read_text() == "00000.png\n00001.png\n00002.png\n"
     for file, inputs in zip(files, made.inputs):
         with Image.open(file) as opened:
             picture = np.asarray(opened).reshape(4, 6, channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -14,15 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, InputError, StoppedError
+from dffg.recipe import dump, recipe_option, recipe_parameters, with_place
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dffg.captured import Captured
     from dffg.evaluation.data import Data
-    from dffg.images import ImageSpec
+    from dffg.images import ImageSpec, SyntheticSet
     from dffg.models import Loaded
     from dffg.report.result import Result
 
@@ -35,19 +37,33 @@ def config_options(config: type) -> Callable[[Command], Command]:
     """Add one option per field of a configuration; the command is given the made configuration under its type."""
 
     def decorate(command: Command) -> Command:
-        names = [field.name for field in dataclasses.fields(config)]
-
         @functools.wraps(command)
         def wrapper(**values: Any) -> Any:
-            given = {name: values.pop(name) for name in names}
-            chosen = {name: value for name, value in given.items() if value is not None}
-            return command(**values, **{config.__name__: config(**chosen)})
+            made = _made(config, values)
+            names = {field.name for field in dataclasses.fields(config)}
+            rest = {name: value for name, value in values.items() if name not in names}
+            return command(**rest, **{config.__name__: made})
 
         for field in reversed(dataclasses.fields(config)):
-            wrapper = click.option(*_flags(field), **_settings(field))(wrapper)
+            wrapper = _option(field)(wrapper)
         return wrapper  # type: ignore[return-value]
 
     return decorate
+
+
+def _made(config: type, values: dict[str, Any]) -> Any:
+    """A configuration from options; what was not given keeps its default."""
+    names = [field.name for field in dataclasses.fields(config)]
+    try:
+        return config(**{name: values[name] for name in names if values[name] is not None})
+    except InputError as error:
+        raise with_place(error) from None
+
+
+def _option(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:
+    if field.name == "recipe":
+        return recipe_option(field.metadata["choices"], f"Options from a YAML file. {field.metadata['help']}")
+    return click.option(*_flags(field), **_settings(field))
 
 
 def _flags(field: dataclasses.Field[Any]) -> tuple[str, str]:
@@ -229,27 +245,38 @@ def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -
 
 @cli.command()
 @model_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), help=".npz or .safetensors file, or PNG folder.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write, .npz, .safetensors or .npy, or a folder of PNG files.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
+@recipe_option((), "Options from a YAML file.")
 @output_options
+@config_options(ArrayConfig)
 @config_options(SynthesisConfig)
 def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make calibration images for MODEL and save them for any tool."""
+    from dffg.handover import check_array
     from dffg.output import check_directory, check_file, staged_directory, staged_file
 
-    is_file = out.suffix in (".npz", ".safetensors")
+    is_file, form = out.suffix in (".npz", ".safetensors", ".npy"), options["ArrayConfig"]
+    if out.suffix != ".npy" and form != ArrayConfig():
+        raise InputError(f"--layout and --values describe .npy files, and --out is {out}; leave them out.")
     (check_file if is_file else check_directory)(out, force=force)
     console = _console(quiet, as_json)
     with _progress(console) as view:
         view.stage("load")
         loaded, spec, _ = _load(options, quiet)
+        check_array(spec, form)
         from dffg.synthesis import synthesize_set
 
         captured = _capture(loaded, spec, view)
         view.stage("synthesis")
         made = synthesize_set(captured, options["SynthesisConfig"], progress=view.update)
         with staged_file(out) if is_file else staged_directory(out) as target:
-            made.save(target)
+            _save(made, target, form)
     if as_json:
         click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
     elif not quiet:
@@ -257,6 +284,17 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         walked = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
         click.echo(f"{len(made)} images{walked}: {out}")
     return 0
+
+
+def _save(made: SyntheticSet, target: Path, form: ArrayConfig) -> None:
+    if target.suffix != ".npy":
+        made.save(target)
+        return
+    import numpy as np
+
+    from dffg.handover import array
+
+    np.save(target, array(made, form))
 
 
 @cli.command()
@@ -339,6 +377,38 @@ def report(directories: tuple[Path, ...], out: Path, force: bool, quiet: bool, a
 
 def _typed() -> str:
     return shlex.join(["dffg", *sys.argv[1:]])
+
+
+@cli.group()
+def recipe() -> None:
+    """Options of a command in a YAML file, for --recipe."""
+
+
+def _optional(parameter: click.Parameter) -> click.Parameter:
+    changed = copy.copy(parameter)
+    changed.required = False
+    return changed
+
+
+@recipe.command(params=[_optional(parameter) for parameter in quantize.params])
+def show(**values: Any) -> None:
+    """Print a recipe: all options of quantize with the values they have beside those given here."""
+    quantization = _made(QuantizationConfig, values)
+    learning = _made(LearningConfig, values).completed(quantization)
+    for config in (quantization, learning, _made(SynthesisConfig, values)):
+        values.update(dataclasses.asdict(config))
+    click.echo(dump({key: values[str(found.name)] for key, found in recipe_parameters(quantize)}), nl=False)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script by which SHELL completes commands and options; evaluate it when the shell starts."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "dffg", "_DFFG_COMPLETE").source())
 
 
 def _load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:

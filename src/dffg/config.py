@@ -65,6 +65,8 @@ BIAS_CORRECTIONS = ("none", "analytic", "empirical")
 TARGETS = ("onnxruntime",)
 MIXED = "mixed"
 SENSITIVITIES = ("kl", "sqnr")
+LAYOUTS = ("nchw", "nhwc")
+VALUES = ("inputs", "pixels")
 _FULL_BITS = 8
 _MIXED_OPTIONS = ("budget", "activation_bits", "candidate_bits")
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -179,6 +181,17 @@ class SynthesisConfig:
             0 <= self.variability_strength <= 1, f"variability_strength is {self.variability_strength}, not 0 to 1."
         )
         _require(self.start_std >= 0, f"start_std is {self.start_std}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayConfig:
+    """How images are written into one array, for other tools."""
+
+    layout: str = option("nchw", "Order of the axes in an .npy file.", LAYOUTS)
+    values: str = option("inputs", "What an .npy file holds: network inputs, or pixels from 0 to 255.", VALUES)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dffg.errors import InputError, OutputError
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
+LIST_FILE = "list.txt"
 _FILE_SCHEMA = 1
 
 
@@ -154,7 +155,8 @@ class SyntheticSet:
     def save(self, path: str | Path) -> None:
         """Write `.npz`, `.safetensors`, or, for any other name, a folder of PNG pictures.
 
-        Files hold `images` (uint8 pixels) for pictures and `features` (float32 network input) otherwise.
+        Files hold `images` (uint8 pixels) for pictures and `features` (float32 network input) otherwise. A folder has
+        the names of its pictures in `list.txt`, one a line.
         """
         path = Path(path)
         if path.suffix == ".npz":
@@ -188,13 +190,17 @@ class SyntheticSet:
             losses=tuple(map(tuple, stored.get("losses", ()))),
         )
 
+    def pixels(self) -> Pixels | None:
+        """The images as 8-bit pixels, (images, *spec.shape), where that is what they are."""
+        if not self.spec.is_pixels:
+            return None
+        pixels = self.spec.to_uint8(self.inputs)
+        # Noise and some generators leave the legal pixels; rounding would make other images of them.
+        return pixels if np.allclose(self.spec.from_uint8(pixels), self.inputs, atol=1e-4) else None
+
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        if self.spec.is_pixels:
-            pixels = self.spec.to_uint8(self.inputs)
-            # Noise and some generators leave the legal pixels; rounding would make other images of them.
-            if np.allclose(self.spec.from_uint8(pixels), self.inputs, atol=1e-4):
-                return {"images": pixels}
-        return {"features": self.inputs}
+        pixels = self.pixels()
+        return {"features": self.inputs} if pixels is None else {"images": pixels}
 
     def _metadata(self) -> str:
         return json.dumps(
@@ -216,9 +222,11 @@ class SyntheticSet:
         from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)
-        for index, pixels in enumerate(self.spec.to_uint8(self.inputs)):
+        names = [f"{index:05d}.png" for index in range(len(self))]
+        for name, pixels in zip(names, self.spec.to_uint8(self.inputs)):
             picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
-            Image.fromarray(picture).save(folder / f"{index:05d}.png")
+            Image.fromarray(picture).save(folder / name)
+        (folder / LIST_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:

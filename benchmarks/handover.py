@@ -1,0 +1,132 @@
+"""Images handed to other quantizers: what their int8 files lose, calibrated with ours and with real images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks import int8, latency, records, tables
+from benchmarks.networks import REAL, Benchmark, load_benchmarks
+from dffg.captured import Captured, capture
+from dffg.config import SynthesisConfig
+from dffg.evaluation.metrics import compare
+from dffg.export.onnx import INPUT_NAME, write_float
+from dffg.export.onnxruntime import run
+from dffg.fold import fold_batch_norms
+from dffg.handover import nncf_dataset
+from dffg.images import Array, SyntheticSet
+from dffg.quant.placement import prepare
+from dffg.report.environment import package_version
+from dffg.synthesis import synthesize_set
+
+SUITE = "handover"
+
+Quantize = Callable[[Path, Path, SyntheticSet], None]
+
+
+def nncf_quantize(source: Path, target: Path, images: SyntheticSet) -> None:
+    """NNCF at its defaults, on an ONNX file."""
+    import nncf
+
+    onnx.save(nncf.quantize(onnx.load(source), nncf_dataset(images, INPUT_NAME), subset_size=len(images)), target)
+
+
+def nncf_quantize_per_tensor(source: Path, target: Path, images: SyntheticSet) -> None:
+    """NNCF as in the example: no ranges of their own for the channels that a depthwise layer reads."""
+    import nncf
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
+    advanced = nncf.AdvancedQuantizationParameters(
+        activations_quantization_params=QuantizationParameters(per_channel=False)
+    )
+    dataset = nncf_dataset(images, INPUT_NAME)
+    quantized = nncf.quantize(onnx.load(source), dataset, subset_size=len(images), advanced_parameters=advanced)
+    onnx.save(quantized, target)
+
+
+def quantize_static_float_answer(source: Path, target: Path, images: SyntheticSet) -> None:
+    """ONNX Runtime's quantizer as in the example: the network's answer stays float."""
+    latency.quantize_static(source, target, images, {"OpTypesToExcludeOutputQuantization": ["Gemm"]})
+
+
+# By label: the package and the call.
+TOOLS: dict[str, tuple[str, Quantize]] = {
+    "quantize_static": ("onnxruntime", latency.quantize_static),
+    "quantize_static, float answer": ("onnxruntime", quantize_static_float_answer),
+    "NNCF": ("nncf", nncf_quantize),
+    "NNCF, a range per tensor": ("nncf", nncf_quantize_per_tensor),
+}
+
+
+def run_suite(networks: list[str], seeds: list[int], tools: list[str]) -> None:
+    """Measure every cell that is not measured yet, and append it to the results."""
+    done = {(r["network"], r["tool"], r["seed"]) for r in records.read(SUITE)}
+    for benchmark in load_benchmarks(networks):
+        captured = capture(benchmark.model, spec=benchmark.spec)
+        for seed in seeds:
+            left = [tool for tool in tools if (benchmark.name, tool, seed) not in done]
+            if left:
+                _measure(benchmark, captured, left, seed)
+
+
+def _measure(benchmark: Benchmark, captured: Captured, tools: list[str], seed: int) -> None:
+    config = SynthesisConfig(count=int8.COUNT, seed=seed)
+    ours = synthesize_set(captured, config)
+    real = replace(ours, inputs=benchmark.real_images(config.count, seed))
+    labels = benchmark.evaluation.labels
+    assert labels is not None
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "float.onnx"
+        write_float(prepare(fold_batch_norms(captured)), captured.spec, source)
+        reference = _answers(source, benchmark)
+        for tool in tools:
+            after_ours, after_real = (_quantized(tool, source, images, benchmark) for images in (ours, real))
+            record = {
+                "network": benchmark.name,
+                "tool": tool,
+                "version": package_version(TOOLS[tool][0]),
+                "seed": seed,
+                "config": asdict(config),
+                "ours": asdict(compare(reference, after_ours, labels)),
+                "real": asdict(compare(reference, after_real, labels)),
+                "beside_real": asdict(compare(after_real, after_ours, labels)),
+            }
+            records.append(SUITE, record)
+            print(record, flush=True)
+
+
+def _quantized(tool: str, source: Path, images: SyntheticSet, benchmark: Benchmark) -> Array:
+    target = source.with_name("quantized.onnx")
+    TOOLS[tool][1](source, target, images)
+    return _answers(target, benchmark)
+
+
+def _answers(path: Path, benchmark: Benchmark) -> Array:
+    return np.concatenate(list(run(path, benchmark.evaluation.batches())))
+
+
+def handover_table() -> str:
+    """Drops of every tool by network, in points, and how much more ours lose than real images on the same examples."""
+    results = tables.latest(records.read(SUITE), ("network", "tool", "seed"))
+    lines = [
+        f"| network (float top-1, images) | quantizer | drop with dffg | with {REAL} | dffg minus real | paired SE |",
+        "|---|---|---|---|---|---|",
+    ]
+    for network in tables.unique(results, "network"):
+        for tool in tables.unique(results, "tool"):
+            cell = [r for r in results if (r["network"], r["tool"]) == (network, tool)]
+            if cell:
+                lines.append(_row(network, tool, cell))
+    return "\n".join(lines)
+
+
+def _row(network: str, tool: str, cell: tables.Records) -> str:
+    head = f"{network} ({cell[0]['ours']['float_top1']:.2f} %, {cell[0]['ours']['count']})"
+    drops = [tables.spread([r[source] for r in cell], "drop_points") for source in ("ours", "real", "beside_real")]
+    error = tables.mean_and_deviation([r["beside_real"]["standard_error"] for r in cell])[0]
+    return f"| {head} | {tool} ({cell[-1]['version']}) | {' | '.join(drops)} | {error:.2f} |"

@@ -1,0 +1,30 @@
+"""The benchmark of other quantizers, whole, on a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import handover, records
+from tests.benchmarks.small import small_benchmark
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_cell_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="NNCF is an extra")
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(handover, "load_benchmarks", lambda names: iter([small_benchmark()]))
+    handover.run_suite(["small"], [0], list(handover.TOOLS))
+    measured = records.read(handover.SUITE)
+    assert [cell["tool"] for cell in measured] == list(handover.TOOLS)
+    handover.run_suite(["small"], [0], list(handover.TOOLS))
+    assert records.read(handover.SUITE) == measured
+    for cell in measured:
+        assert 0 < cell["real"]["kl_to_float"] < 0.1
+        assert cell["ours"]["kl_to_float"] != cell["real"]["kl_to_float"]
+        difference = cell["ours"]["drop_points"] - cell["real"]["drop_points"]
+        assert cell["beside_real"]["drop_points"] == pytest.approx(difference)
+    rows = handover.handover_table().splitlines()
+    assert [row.split(" | ")[1].rpartition(" (")[0] for row in rows[2:]] == list(handover.TOOLS)
+    assert all(row.startswith("| small (100.00 %, 40)") for row in rows[2:])
