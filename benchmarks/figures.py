@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import arena_tables, mixed, records
+from benchmarks import arena_tables, mixed, records, tables
 from benchmarks.networks import REAL
 from benchmarks.tables import mean_and_deviation
 
@@ -199,12 +199,57 @@ def frontier(theme: str) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[str], Figure]] = {"pareto": pareto, "time": time, "frontier": frontier}
+def roofline(theme: str) -> Figure:
+    """Arithmetic per second against arithmetic per byte, below what the machine can do."""
+    colors, shown = THEMES[theme], tables.steps()
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    if shown:
+        _draw_roof(axes, shown, colors)
+    styles = {"floor": (colors["real"], "s"), "fast": (colors["ours"], "o"), "reference": (colors["noise"], "v")}
+    labels = {"floor": "convolutions alone", "fast": "our step", "reference": "the formula, by autograd"}
+    for name, (color, marker) in styles.items():
+        measured = [record for record in shown if name in record["seconds"]]
+        axes.scatter(
+            [record["flops"] / record["bytes"] for record in measured],
+            [record["flops"] / record["seconds"][name] / 1e9 for record in measured],
+            color=color,
+            marker=marker,
+            label=labels[name],
+            zorder=3,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations per byte that convolutions must read and write")
+    axes.set_ylabel("10^9 operations per second")
+    axes.grid(True, linewidth=0.5)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _draw_roof(axes: Axes, shown: list[dict[str, Any]], colors: dict[str, str]) -> None:
+    threads = max(record["threads"] for record in shown)
+    peaks = [record for record in shown if record["threads"] == threads]
+    flops = statistics.median(record["peak_flops"] for record in peaks) / 1e9
+    memory = statistics.median(record["peak_bytes"] for record in peaks) / 1e9
+    intensities = [record["flops"] / record["bytes"] for record in shown]
+    low, high = min(intensities) / 3, max(3 * max(intensities), 2 * flops / memory)
+    axes.plot([low, flops / memory, high], [low * memory, flops, flops], color=colors["text"], linewidth=1)
+    axes.annotate(f"{threads} threads", (high, flops), ha="right", va="bottom", color=colors["text"])
+
+
+FIGURES: dict[str, Callable[[str], Figure]] = {
+    "pareto": pareto,
+    "time": time,
+    "frontier": frontier,
+    "roofline": roofline,
+}
 # What each of them shows, in parts.
 _SHOWN: dict[str, Callable[[], list[Any]]] = {
     "pareto": lambda: panels(passes_of),
     "time": lambda: panels(seconds_of),
     "frontier": lambda: [mixed.frontiers()],
+    "roofline": tables.steps,
 }
 
 

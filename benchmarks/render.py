@@ -21,6 +21,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "diversity": tables.diversity_table,
     "diversity_predicts": tables.diversity_predicts_table,
     "speed": tables.speed_table,
+    "step": tables.step_table,
     "arena": arena_tables.arena_table,
     "arena_short": arena_tables.arena_short_table,
     "arena_full": arena_tables.arena_full_table,

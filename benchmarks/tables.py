@@ -167,6 +167,31 @@ def _time(record: dict[str, Any], name: str) -> str:
     return f"{record['seconds'][name]:.3g} s{ratio}"
 
 
+STEP_PARTS = ("reference", "fast, bfloat16", "fast, compiled", "zeroq", "mct")
+
+
+def steps() -> list[dict[str, Any]]:
+    """The last measurement of one pass for every network, resolution, batch size and number of threads."""
+    return latest(records.read("step"), ("network", "size", "batch", "threads"))
+
+
+def step_table() -> str:
+    """One pass: milliseconds of the convolutions alone, and how many times that everything else takes."""
+    lines = [
+        f"| network, pixels | batch | threads | convolutions alone | ours | images/s | {' | '.join(STEP_PARTS)} |",
+        f"|---|---|---|---|---|---|{'---|' * len(STEP_PARTS)}",
+    ]
+    for record in steps():
+        ratios = record["times_floor"]
+        others = [f"{ratios[name]:.2f}x" if name in ratios else "-" for name in STEP_PARTS]
+        lines.append(
+            f"| {record['network']}, {record['size']} | {record['batch']} | {record['threads']} "
+            f"| {1e3 * record['seconds']['floor']:.0f} ms | {ratios['fast']:.2f}x "
+            f"| {record['batch'] / record['seconds']['fast']:.1f} | {' | '.join(others)} |"
+        )
+    return "\n".join(lines)
+
+
 DIVERSITY_FIGURES = {
     "feature_distance": "distance of features",
     "statistics_spread": "spread of statistics, of real",

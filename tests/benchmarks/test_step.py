@@ -1,0 +1,55 @@
+"""The floor is the layers and nothing else, and ratios are taken within rounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import step, tables
+from dffg.captured import capture
+from dffg.images import ImageSpec
+
+
+@pytest.fixture
+def layers():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    )
+    captured = capture(network.eval(), spec=ImageSpec(shape=(3, 8, 8)))
+    return step.Layers(captured, torch.randn(2, 3, 8, 8))
+
+
+def test_operations_and_bytes_are_those_of_convolution_and_linear_layer_in_both_directions(layers):
+    convolution, linear = 2 * (2 * 4 * 4 * 4) * 27, 2 * 2 * 64 * 5
+    assert layers.flops() == 2 * (convolution + linear)
+    read_and_written = (2 * 3 * 64 + 4 * 27 + 2 * 4 * 16) + (2 * 64 + 64 * 5 + 2 * 5)
+    assert layers.bytes == 2 * 4 * read_and_written
+
+
+def test_the_backward_pass_is_autograds(layers):
+    for node, arguments, result in layers._calls:
+        seen = arguments[0].clone().requires_grad_(True)
+        gradient = torch.randn_like(result)
+        (expected,) = torch.autograd.grad(node.target(seen, *arguments[1:]), seen, gradient)
+        torch.testing.assert_close(step._backward_to_input(node, arguments, gradient), expected)
+
+
+def test_ratios_are_medians_of_the_ratios_within_a_round():
+    rounds = [{"floor": 1.0, "fast": 2.0}, {"floor": 10.0, "fast": 15.0}, {"floor": 2.0, "fast": 2.6}]
+    described = step.describe(rounds)
+    assert described["seconds"] == {"floor": 2.0, "fast": 2.6}
+    assert described["times_floor"] == pytest.approx({"floor": 1.0, "fast": 1.5})
+
+
+def test_the_table_shows_the_last_measurement_of_every_setting(monkeypatch):
+    record = {"network": "net", "size": 32, "batch": 64, "threads": 2, **step.describe([{"floor": 0.1, "fast": 0.16}])}
+    other = {**record, "threads": 1, **step.describe([{"floor": 0.2, "fast": 0.5, "mct": 1.0}])}
+    older = {**record, **step.describe([{"floor": 9.0, "fast": 9.0}])}
+    monkeypatch.setattr(tables.records, "read", lambda suite: [older, record, other])
+    lines = tables.step_table().splitlines()
+    assert lines[2:] == [
+        "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | - | - | - | - |",
+        "| net, 32 | 64 | 1 | 200 ms | 2.50x | 128.0 | - | - | - | - | 5.00x |",
+    ]
