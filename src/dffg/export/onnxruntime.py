@@ -39,12 +39,19 @@ _ERRORS_ONLY = 3
 onnxruntime.disable_telemetry_events()
 
 
-def session(model: Path | bytes, *, threads: int = 0, optimized: Path | None = None) -> onnxruntime.InferenceSession:
-    """Open a file on the CPU. Threads do not spin between runs, so that two sessions do not slow each other."""
+def session(
+    model: Path | bytes, *, threads: int = 0, optimized: Path | None = None, as_written: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open a file on the CPU. Threads do not spin between runs, so that two sessions do not slow each other.
+
+    as_written: every operator is computed as the file has it, in float, and nothing is fused.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = model if isinstance(model, bytes) else str(model)
@@ -68,9 +75,9 @@ def count_kernels(path: Path) -> Kernels:
     )
 
 
-def open_file(path: Path, threads: int = 0) -> Run:
+def open_file(path: Path, threads: int = 0, *, as_written: bool = False) -> Run:
     """A file as a function of one batch."""
-    opened = session(path, threads=threads)
+    opened = session(path, threads=threads, as_written=as_written)
     name = opened.get_inputs()[0].name
     return lambda batch: opened.run(None, {name: batch})[0]
 
@@ -80,10 +87,10 @@ def run(path: Path, batches: Iterable[Array]) -> Iterator[Array]:
     return map(open_file(path), batches)
 
 
-def watch(quantized: Quantized, path: Path) -> Watch:
+def watch(quantized: Quantized, path: Path, *, as_written: bool = False) -> Watch:
     """A written file as a function that also gives the integers of every quantized tensor."""
     stored = {quantized_value_name(tensor.name): tensor.name for tensor in quantized.tensors}
-    runner = IntermediateRunner(path, list(stored))
+    runner = IntermediateRunner(path, list(stored), as_written=as_written)
 
     def run_batch(batch: Array) -> tuple[Array, dict[str, NDArray[Any]]]:
         output, values = runner.run(batch)
@@ -95,11 +102,11 @@ def watch(quantized: Quantized, path: Path) -> Watch:
 class IntermediateRunner:
     """Runs a file and shows named values inside it."""
 
-    def __init__(self, path: Path, names: list[str]) -> None:
+    def __init__(self, path: Path, names: list[str], *, as_written: bool = False) -> None:
         model = onnx.load(path)
         types = {info.name: info for info in model.graph.value_info}
         model.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in names)
-        self._session = session(model.SerializeToString())
+        self._session = session(model.SerializeToString(), as_written=as_written)
         self._names = names
 
     def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:

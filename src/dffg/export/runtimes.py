@@ -6,12 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dffg.errors import InputError
-from dffg.export import onnxruntime, openvino
+from dffg.export import onnxruntime, openvino, tensorrt, torch_archive
 from dffg.export.runtime import Runtime
 
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": onnxruntime.RUNTIME,
     "openvino": openvino.RUNTIME,
+    "tensorrt": tensorrt.RUNTIME,
+    "torch": torch_archive.RUNTIME,
 }
 
 
