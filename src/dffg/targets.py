@@ -16,6 +16,7 @@ class Target:
     weights of 4 bits and fewer in less than 8. signed: activations are int8 with zero point 0, in place of uint8 with any.
     reads_only: a tensor is quantized for those that read it; else every integer operator's result is, too.
     integer_biases: biases are int32 in the file. float_answer: the last layer writes float from integers.
+    joins_scales: tensors that are concatenated have one scale, that of the result.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Target:
     reads_only: bool = False
     integer_biases: bool = True
     float_answer: bool = True
+    joins_scales: bool = False
 
 
 ONNXRUNTIME = Target(name="onnxruntime")
@@ -43,6 +45,13 @@ TENSORRT = Target(
     integer_biases=False,
 )
 # XNNPACK convolves and multiplies integers to integers, of 8 bits.
-EXECUTORCH = Target(name="executorch", weight_bits=8, activation_bits=8, packs=False, float_answer=False)
+EXECUTORCH = Target(
+    name="executorch",
+    weight_bits=8,
+    activation_bits=8,
+    packs=False,
+    float_answer=False,
+    joins_scales=True,
+)
 
 TARGETS = {target.name: target for target in (ONNXRUNTIME, OPENVINO, TENSORRT, TORCH, EXECUTORCH)}

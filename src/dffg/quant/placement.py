@@ -79,6 +79,8 @@ def place(module: fx.GraphModule, target: Target = ONNXRUNTIME) -> Placement:
             source[node] = source[first]
         elif node in wanted:
             source[node] = node
+    if target.joins_scales:
+        source = _joined(source)
     absorbed = tuple(node for node in source if _is_absorbable(node) and source[node] is node and not target.signed)
     return Placement(
         source=source,
@@ -145,6 +147,15 @@ def _tensors_read(node: fx.Node) -> list[fx.Node]:
         return inputs
     joining = [tensor for tensor in inputs if calls(tensor, *WEIGHTED) and list(tensor.users) == [node]]
     return [tensor for tensor in inputs if tensor is not max(joining, default=None)]
+
+
+def _joined(source: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """With the range of a concatenation, which holds those of its operands, for these as well."""
+    for node in reversed(source):
+        if calls(node, aten.cat.default):
+            parts = {source[operand] for operand in node.args[0]}  # type: ignore[union-attr]
+            source = {tensor: source[node] if used in parts else used for tensor, used in source.items()}
+    return source
 
 
 def _origin(node: fx.Node) -> fx.Node:
