@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, mixed, render, speed
+from benchmarks import ablation, arena, chain_picture, diversity, int8, latency, lowbits, mixed, render, speed, targets
 from benchmarks.networks import NETWORKS
+from dffg.targets import TARGETS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
 
@@ -60,6 +61,14 @@ def run_mixed(networks: list[str], seeds: list[int]) -> None:
 def run_lowbits(networks: list[str], seeds: list[int], sources: list[str], bits: list[str], methods: list[str]) -> None:
     """Accuracy of fewer bits in ONNX Runtime, by source of the images and by method."""
     lowbits.run_suite(networks, seeds, sources, bits, methods)
+
+
+@main.command("targets")
+@click.option("--networks", default="efficientnet_lite0,mobilenet_v2", callback=_names, show_default=True)
+@click.option("--targets", "names", default=",".join(TARGETS), callback=_names, show_default=True)
+def run_targets(networks: list[str], names: list[str]) -> None:
+    """Every runtime that can be written for, on the same images."""
+    targets.run_suite(networks, names)
 
 
 @main.command("ablation")

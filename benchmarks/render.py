@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import arena_tables, figures, lowbits_tables, mixed, tables
+from benchmarks import arena_tables, figures, lowbits_tables, mixed, tables, targets
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lowbits": lowbits_tables.lowbits_table,
     "lowbits_runtime": lowbits_tables.lowbits_runtime_table,
     "mixed": mixed.mixed_table,
+    "targets": targets.targets_table,
 }
 
 

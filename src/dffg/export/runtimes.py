@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dffg.errors import InputError
-from dffg.export import onnxruntime, openvino, tensorrt, torch_archive
+from dffg.export import executorch, onnxruntime, openvino, tensorrt, torch_archive
 from dffg.export.runtime import Runtime
 
 RUNTIMES: dict[str, Runtime] = {
@@ -14,6 +14,7 @@ RUNTIMES: dict[str, Runtime] = {
     "openvino": openvino.RUNTIME,
     "tensorrt": tensorrt.RUNTIME,
     "torch": torch_archive.RUNTIME,
+    "executorch": executorch.RUNTIME,
 }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from dffg.archive import refuse_code
 from dffg.errors import ExportError, InputError, first_line
 from dffg.export.onnx import METADATA_KEY
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
-from dffg.graph import WEIGHTED, Tap, aten, calls, is_stored
+from dffg.graph import WEIGHTED, Tap, aten, calls, standalone
 from dffg.images import Array, ImageSpec
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized
@@ -37,12 +36,10 @@ def write(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
 
 
 def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
-    """Write a network, of which only the tensors that are read."""
-    nodes = {str(node.target): node for node in module.graph.nodes if is_stored(node)}
-    read = {name: _copy(attrgetter(name)(module)) for name in nodes}
+    """Write a network."""
     try:
         program = torch.export.export(
-            fx.GraphModule(read, module.graph).eval(),
+            standalone(module).eval(),
             (torch.zeros(2, *spec.shape),),
             dynamic_shapes=({0: Dim("batch")},),
         ).run_decompositions(_DECOMPOSITIONS)
@@ -104,11 +101,6 @@ def _load(path: Path, extra_files: dict[str, Any] | None = None) -> ExportedProg
         return torch.export.load(path, extra_files=extra_files)
     except Exception as error:
         raise InputError(f"torch cannot load {path}: {first_line(error)}") from error
-
-
-def _copy(value: Tensor) -> Tensor:
-    """Without the larger tensor that a slice is of, and in the order that a file has."""
-    return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _is_rounded(node: fx.Node) -> bool:

@@ -38,8 +38,8 @@ def choose_ranges(
         for name, histogram in histograms.items()
     }
     low, high = spec.input_bounds()
-    for node in placement.source:
-        if node.op == "placeholder":
+    for node, source in placement.source.items():
+        if node is source and node.op == "placeholder":
             ranges[node.name] = float(low.min()), float(high.max())
     to_qparams = signed_qparams if signed else activation_qparams
     return {name: to_qparams(*range, bits[name]) for name, range in ranges.items()}
