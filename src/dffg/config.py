@@ -323,7 +323,9 @@ class QuantizationConfig:
     def _check_target(self) -> None:
         weights = self.candidates if self.is_mixed else (self.scheme.weight_bits,)
         kind = Budget.parse(str(self.budget)).kind if self.is_mixed else None
-        inputs = weights if kind == "bops" else (self.activation_bits if self.is_mixed else self.scheme.activation_bits,)
+        inputs = (
+            weights if kind == "bops" else (self.activation_bits if self.is_mixed else self.scheme.activation_bits,)
+        )
         outer = () if self.first_last_bits is None else (self.first_last_bits,)
         for what, least, widths in (
             ("weights", self.runtime.weight_bits, (*weights, *outer)),

@@ -107,9 +107,9 @@ def quantize(
 ) -> Result:
     """From a trained network to a verified quantized file in directory `out`, without data.
 
-    `out` receives `model.onnx` (or what `quantization.target` loads), `images.npz` (the images it was quantized with), `parameters.npz` (all integers and
-    scales) and `report.json`, all or nothing. `spec` describes the input; with only `input_shape`, pixels in [0, 1] are
-    assumed. `learning` says what is learned from the images beyond ranges; by default, something below 8 bits. What is
+    `out` receives `model.onnx` (or what `quantization.target` loads), `images.npz` (the images it was quantized with),
+    `parameters.npz` (all integers and scales) and `report.json`, all or nothing. `spec` describes the input; with only
+    `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned from the images beyond ranges; by default, something below 8 bits. What is
     learned is kept in `out`.partial until all is done: the same call goes on from there if it was stopped.
     `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a
     `DffgError` that says what to do.
@@ -366,9 +366,7 @@ def _held_out_images(captured: Captured, config: SynthesisConfig, progress: Prog
     return torch.from_numpy(synthesize_set(captured, held_out, progress=progress).inputs)
 
 
-def _verify(
-    runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor
-) -> dict[str, Any]:
+def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
     kernels = runtime.count_kernels(written)
     match = match_simulation(quantized, written, held_out, runtime)
     latency = _latency(runtime, reference, written, held_out[:1].numpy()) if runtime.is_timed else None

@@ -13,8 +13,8 @@ class Target:
     """A runtime's rules; the defaults are those of ONNX Runtime's CPU provider.
 
     weight_bits: narrowest weights it runs; activation_bits: narrowest activations. packs: whether its files store
-    weights of 4 bits and fewer in less than 8. signed: activations are int8 with zero point 0, in place of uint8 with any.
-    reads_only: a tensor is quantized for those that read it; else every integer operator's result is, too.
+    weights of 4 bits and fewer in less than 8. signed: activations are int8 with zero point 0, in place of uint8 with
+    any. reads_only: a tensor is quantized for those that read it; else every integer operator's result is, too.
     integer_biases: biases are int32 in the file. float_answer: the last layer writes float from integers.
     joins_scales: tensors that are concatenated have one scale, that of the result.
     """

@@ -79,7 +79,14 @@ def test_float_files_compute_the_float_network(tmp_path):
 
 @pytest.mark.parametrize(
     ("bits", "options"),
-    [("W4A8", {}), ("W3A8", {}), ("W4A4", {}), ("W6A6", {}), ("W3A2", {"first_last_bits": 8}), ("W4A4", {"other_bits": 4})],
+    [
+        ("W4A8", {}),
+        ("W3A8", {}),
+        ("W4A4", {}),
+        ("W6A6", {}),
+        ("W3A2", {"first_last_bits": 8}),
+        ("W4A4", {"other_bits": 4}),
+    ],
 )
 def test_fewer_bits_are_exact_and_run_in_integers(bits, options, tmp_path):
     quantized = narrow(bits, **options)
@@ -177,9 +184,7 @@ def test_the_whole_road(digits, tmp_path):
 
     data = load_data(tmp_path / "digits.npz", DIGITS, labelled=True)
     options = {"spec": DIGITS, "synthesis": quick, "evaluation": data}
-    result = quantize(
-        digits.model, tmp_path / "out", quantization=QuantizationConfig(target="openvino"), **options
-    )
+    result = quantize(digits.model, tmp_path / "out", quantization=QuantizationConfig(target="openvino"), **options)
     assert result.verified
     assert (result.kernels.integer, result.kernels.float) == (5, 0)
     assert abs(result.accuracy.drop_points) < 1.5

@@ -189,7 +189,7 @@ def test_the_scale_of_an_activation_covers_both_signs():
 
 @pytest.mark.parametrize("bits", ["W4A8", "W8A4", "W7A7"])
 def test_only_eight_bits_are_written(bits):
-    with pytest.raises(InputError, match="tensorrt cannot run .* choose 8 or more"):
+    with pytest.raises(InputError, match=r"tensorrt cannot run .* choose 8 or more"):
         QuantizationConfig(bits=bits, target="tensorrt")
 
 

@@ -1,9 +1,9 @@
 """Write ExecuTorch programs for XNNPACK, run them and look inside.
 
-The scales and zero points are those of the simulation: the graph is written in the operators that XNNPACK's partitioner
-looks for, so that no quantizer of torchao is needed. Activations are int8 in place of uint8, every integer 128 lower, and
-biases are int32 again inside. A program takes one image, as phones do. Checked with ExecuTorch 1.5.1, whose package
-brings a runtime for this machine.
+The scales and zero points are those of the simulation: the graph is written in the operators that XNNPACK's
+partitioner looks for, so that no quantizer of torchao is needed. Activations are int8 in place of uint8, every integer
+128 lower, and biases are int32 again inside. A program takes one image, as phones do. Checked with ExecuTorch 1.5.1,
+whose package brings a runtime for desktops.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _in_torch_operators(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _written(module: fx.GraphModule, node: fx.Node) -> fx.Node:
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  (defines the operators)
+    import torch.ao.quantization.fx._decomposed
 
     known = torch.ops.quantized_decomposed
     if calls(node, GLOBAL_AVERAGE_POOL):

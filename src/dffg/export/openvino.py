@@ -102,7 +102,9 @@ def _compile(model: Any, threads: int) -> Any:
     import openvino
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    return openvino.Core().compile_model(model, "CPU", options | ({"INFERENCE_NUM_THREADS": threads} if threads else {}))
+    return openvino.Core().compile_model(
+        model, "CPU", options | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    )
 
 
 def _information(operator: Any, name: str) -> str:

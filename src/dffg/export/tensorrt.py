@@ -1,7 +1,7 @@
 """Files for TensorRT, which is not here: ONNX that follows its rules, run in ONNX Runtime.
 
-The rules, from NVIDIA's documentation of TensorRT 11 (docs.nvidia.com/deeplearning/tensorrt/latest): integers are signed
-and symmetric, scales are per tensor for activations and per channel for weights
+The rules, from NVIDIA's documentation of TensorRT 11 (docs.nvidia.com/deeplearning/tensorrt/latest): integers are
+signed and symmetric, scales are per tensor for activations and per channel for weights
 (inference-library/work-quantized-types.html); a network with Q/DQ pairs is built exactly as they say, and pre-quantized
 weights need a DQ before their layer (inference-library/quantized-types-explicit-quantization.html); opsets 9 to 25 are
 read (reference/onnx-opset-guide.html). A DQ of an int32 bias is refused by its parser (github.com/onnx/onnx-tensorrt
@@ -54,7 +54,7 @@ RUNTIME = Runtime(
     read_spec=read_spec,
     is_timed=False,
     notes=(
-        "not run on TensorRT here: integers and accuracy were checked in ONNX Runtime, kernels are those that TensorRT's "
-        "rules promise",
+        "not run on TensorRT here: integers and accuracy were checked in ONNX Runtime, kernels are those that "
+        "TensorRT's rules promise",
     ),
 )

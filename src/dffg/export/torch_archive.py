@@ -132,7 +132,7 @@ RUNTIME = Runtime(
     count_kernels=count_kernels,
     read_spec=read_spec,
     notes=(
-        "torch computes the archive in float, on the values of the integers: it is exact, to look at and to go on from, "
-        "and not faster",
+        "torch computes the archive in float, on the values of the integers: it is exact, to look at and to go on "
+        "from, and not faster",
     ),
 )

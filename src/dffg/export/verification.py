@@ -118,7 +118,7 @@ def _steps_apart(
     value, scale, zero_point, quant_min, quant_max = quantizer.args
     exact = before.pop(value.name) / stored_tensor(module, scale) + stored_tensor(module, zero_point)  # type: ignore
     apart = (exact.clamp(quant_min, quant_max) - levels).abs() - 0.5 - _TIE  # type: ignore[arg-type]
-    return apart.ceil().clamp(min=0).to(torch.int16).numpy()  # type: ignore[no-any-return]
+    return apart.ceil().clamp(min=0).to(torch.int16).numpy()
 
 
 def layer_sqnr_db(quantized: Quantized, images: Tensor) -> dict[str, float]:

@@ -153,7 +153,7 @@ def _joined(source: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
     """With the range of a concatenation, which holds those of its operands, for these as well."""
     for node in reversed(source):
         if calls(node, aten.cat.default):
-            parts = {source[operand] for operand in node.args[0]}  # type: ignore[union-attr]
+            parts = {source[operand] for operand in node.args[0]}  # type: ignore
             source = {tensor: source[node] if used in parts else used for tensor, used in source.items()}
     return source
 
@@ -202,7 +202,7 @@ def _is_global_pool(node: fx.Node) -> bool:
 
 def _replace_global_pool(module: fx.GraphModule, node: fx.Node) -> None:
     flat = calls(node, aten.mean.dim) and not argument(node, 2, False)
-    ones = [1] * (node.args[0].meta["val"].dim() - 2)  # type: ignore[union-attr]
+    ones = [1] * (node.args[0].meta["val"].dim() - 2)  # type: ignore
     with module.graph.inserting_before(node):
         pooled = module.graph.call_function(GLOBAL_AVERAGE_POOL, (node.args[0],))
         pooled.meta["val"] = node.meta["val"].reshape(*node.meta["val"].shape[:2], *ones)
