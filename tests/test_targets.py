@@ -61,6 +61,16 @@ def test_a_concatenation_of_concatenations_has_one_range():
     )
 
 
+def test_concatenations_that_share_operands_have_the_range_of_the_last():
+    def middle(body: Body, x: torch.Tensor) -> torch.Tensor:
+        left, right = body.left(x), body.right(x)
+        both = torch.cat([left, x], 1)
+        return body.head(torch.cat([left, x, right], 1).mean((2, 3))) + both.mean()
+
+    found = placed(Body(middle, 24), EXECUTORCH)
+    assert {source for name, source in found.items() if name.startswith(("cat", "relu"))} == {"cat_1"}
+
+
 def test_only_what_is_read_is_quantized_where_the_target_asks_for_that():
     found = placed(Body(lambda body, x: mean_head(body, body.left[:2](x) + x)), TENSORRT)
     # the result of the left layer joins the sum

@@ -109,8 +109,9 @@ def quantize(
 
     `out` receives `model.onnx` (or what `quantization.target` loads), `images.npz` (the images it was quantized with),
     `parameters.npz` (all integers and scales) and `report.json`, all or nothing. `spec` describes the input; with only
-    `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned from the images beyond ranges; by default, something below 8 bits. What is
-    learned is kept in `out`.partial until all is done: the same call goes on from there if it was stopped.
+    `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned from the images beyond ranges; by
+    default, something below 8 bits. What is learned is kept in `out`.partial until all is done: the same call goes on
+    from there if it was stopped.
     `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds accuracy to the report. Raises a
     `DffgError` that says what to do.
     """

@@ -25,7 +25,7 @@ from tests.networks import randomize
 NETWORKS = {
     **MIDDLES,
     **FLOAT_OPERATIONS,
-    "two-branches": lambda: Body(lambda body, x: mean_head(body, body.left(x) + body.right[:2](x))),
+    "two-branches": lambda: Body(lambda body, x: mean_head(body, body.left[:2](x) + body.right[:2](x))),
     "bottleneck": lambda: Body(lambda body, x: mean_head(body, body.depthwise(x + body.left[:2](x)))),
 }
 CONFIG = QuantizationConfig(target="tensorrt")

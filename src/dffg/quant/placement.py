@@ -150,8 +150,11 @@ def _tensors_read(node: fx.Node) -> list[fx.Node]:
 
 
 def _joined(source: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-    """With the range of a concatenation, which holds those of its operands, for these as well."""
-    for node in reversed(source):
+    """With the range of a concatenation, which holds those of its operands, for these as well.
+
+    Of several that share operands the last counts, which holds the others in networks like DenseNet.
+    """
+    for node in list(source):
         if calls(node, aten.cat.default):
             parts = {source[operand] for operand in node.args[0]}  # type: ignore
             source = {tensor: source[node] if used in parts else used for tensor, used in source.items()}
