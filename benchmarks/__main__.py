@@ -17,8 +17,10 @@ from benchmarks import (
     render,
     speed,
     step,
+    targets,
 )
 from benchmarks.networks import NETWORKS
+from dffg.targets import TARGETS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
 
@@ -85,6 +87,14 @@ def run_lowbits(networks: list[str], seeds: list[int], sources: list[str], bits:
 def run_step(networks: list[str], batch: int, size: int | None, threads: int, rounds: int, parts: list[str]) -> None:
     """Seconds of one pass of synthesis beside those of its convolutions alone."""
     step.run_suite(networks, batch, size, threads, rounds, parts)
+
+
+@main.command("targets")
+@click.option("--networks", default="efficientnet_lite0,mobilenet_v2", callback=_names, show_default=True)
+@click.option("--targets", "names", default=",".join(TARGETS), callback=_names, show_default=True)
+def run_targets(networks: list[str], names: list[str]) -> None:
+    """Every runtime that can be written for, on the same images."""
+    targets.run_suite(networks, names)
 
 
 @main.command("ablation")

@@ -19,7 +19,7 @@ from dffg.errors import InputError
 _PLAIN_MEMBERS = re.compile(
     r"[^/]+/(data/weights/weight_\d+|data/constants/tensor_\d+|data/(weights|constants)/\w+_config\.json"
     r"|data/sample_inputs/\w+\.pt|models/\w+\.json|archive_format|archive_version|byteorder"
-    r"|\.data/version|\.data/serialization_id)"
+    r"|extra/dffg\.input|\.data/version|\.data/serialization_id)"
 )
 _SYMPY_CALLS = frozenset(
     {"Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "Eq", "Ne"}

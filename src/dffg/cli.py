@@ -18,6 +18,7 @@ import click
 from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, InputError, StoppedError
 from dffg.recipe import dump, recipe_option, recipe_parameters, with_place
+from dffg.targets import TARGETS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,7 +127,7 @@ def cli() -> None:
 @config_options(LearningConfig)
 @config_options(SynthesisConfig)
 def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Quantize MODEL without data; write a verified model.onnx with a report."""
+    """Quantize MODEL without data; write a verified file with a report."""
     from dffg.output import check_directory
 
     console = _console(quiet, as_json)
@@ -170,6 +171,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
 @click.option(
     "--images", type=click.IntRange(min=1), help="Images to learn from  [default: those that lie beside the network]"
 )
+@click.option("--target", type=click.Choice(list(TARGETS)), help="Runtime to write for  [default: the earlier one]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
@@ -179,6 +181,7 @@ def finetune(
     out: Path,
     steps: int,
     images: int | None,
+    target: str | None,
     seed: int,
     force: bool,
     quiet: bool,
@@ -203,6 +206,7 @@ def finetune(
                 out,
                 steps=steps,
                 images=images,
+                target=target,
                 spec=spec,
                 seed=seed,
                 evaluation=evaluation,
@@ -306,12 +310,13 @@ def _save(made: SyntheticSet, target: Path, form: ArrayConfig) -> None:
 @click.option("--bounds", help="Lowest and highest pixel or feature value, where the file does not hold them.")
 @output_options
 def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Measure the top-1 accuracy of an ONNX FILE in ONNX Runtime."""
+    """Measure the top-1 accuracy of FILE in its runtime: .onnx, .xml (OpenVINO), .pt2 (torch) or .pte (ExecuTorch)."""
     from dffg.evaluation.data import load_data
-    from dffg.export.onnx import read_spec
+    from dffg.export.runtimes import runtime_for
     from dffg.pipeline import evaluate as run
 
-    score = run(file, load_data(data, _describe_input(read_spec(file), options), labelled=True))
+    known = runtime_for(file).read_spec(file)
+    score = run(file, load_data(data, _describe_input(known, options), labelled=True))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(score)))
     elif not quiet:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dffg.errors import InputError
+from dffg.targets import ONNXRUNTIME, TARGETS, Target
 
 VARIABILITIES = ("none", "variance-tuning", "random-mask", "random-scale", "input-diversity")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -62,7 +63,6 @@ WEIGHT_RANGES = ("minmax", "mse", "lp")
 EQUALIZATIONS = ("auto", "none", "weights", "activations")
 ROUNDINGS = ("nearest", "squant")
 BIAS_CORRECTIONS = ("none", "analytic", "empirical")
-TARGETS = ("onnxruntime",)
 MIXED = "mixed"
 SENSITIVITIES = ("kl", "sqnr")
 LAYOUTS = ("nchw", "nhwc")
@@ -91,9 +91,10 @@ def _fill(config: Any, name: str, value: Any) -> None:
         object.__setattr__(config, name, value)
 
 
-def _check_choices(config: Any) -> None:
-    for name, declared in config.__dataclass_fields__.items():
-        choices, value = declared.metadata.get("choices", ()), getattr(config, name)
+def _check_choices(config: Any, *names: str) -> None:
+    """Of the named options, or of all."""
+    for name in names or config.__dataclass_fields__:
+        choices, value = config.__dataclass_fields__[name].metadata.get("choices", ()), getattr(config, name)
         _require(not choices or value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
@@ -283,7 +284,7 @@ class QuantizationConfig:
     candidate_bits: str | None = option(
         None, "For mixed bits: widths to choose from  [default: 2,4,8 for a size, 2,3,4,5,6,8 for others]"
     )
-    target: str = option("onnxruntime", "Runtime to write for.", TARGETS)
+    target: str = option(ONNXRUNTIME.name, "Runtime to write for.", tuple(TARGETS))
     activation_ranges: str = option("mse", "How activation ranges are chosen.", RANGES)
     weight_ranges: str = option("mse", "How weight ranges are chosen.", WEIGHT_RANGES)
     percentile: float = option(99.99, "Share of values, in percent, inside a percentile range.")
@@ -306,6 +307,7 @@ class QuantizationConfig:
     )
 
     def __post_init__(self) -> None:
+        _check_choices(self, "target")
         if self.is_mixed:
             self._check_mixed()
         else:
@@ -315,6 +317,7 @@ class QuantizationConfig:
         for bits in (self.first_last_bits, self.other_bits):
             if bits is not None:
                 Scheme(bits, bits)
+        self._check_target()
         _fill(self, "equalize", "auto" if self._narrows_activations else "none")
         narrow = self.is_mixed or self.scheme.weight_bits < _FULL_BITS
         _fill(self, "weight_rounding", "squant" if narrow else "nearest")
@@ -330,13 +333,40 @@ class QuantizationConfig:
             return Budget.parse(str(self.budget)).kind == "bops" or self.activation_bits != _FULL_BITS
         return self.scheme.activation_bits < _FULL_BITS
 
+    def _check_target(self) -> None:
+        weights = self.candidates if self.is_mixed else (self.scheme.weight_bits,)
+        kind = Budget.parse(str(self.budget)).kind if self.is_mixed else None
+        inputs = (
+            weights if kind == "bops" else (self.activation_bits if self.is_mixed else self.scheme.activation_bits,)
+        )
+        outer = () if self.first_last_bits is None else (self.first_last_bits,)
+        for what, least, widths in (
+            ("weights", self.runtime.weight_bits, (*weights, *outer)),
+            ("activations", self.runtime.activation_bits, (*inputs, *outer, self.other_bits)),
+        ):
+            bits = min(width for width in widths if width is not None)
+            _require(
+                least <= bits,
+                f"{self.target} cannot run {what} of {bits} bits; choose {least} or more, or another target.",
+            )
+        _require(
+            kind != "size" or self.runtime.packs,
+            f"files for {self.target} store every weight in 8 bits, so no widths reach a size; give bops= or bits=.",
+        )
+
+    @property
+    def runtime(self) -> Target:
+        """What the runtime to write for accepts."""
+        return TARGETS[self.target]
+
     def _check_mixed(self) -> None:
         if self.budget is None:
             raise InputError("bits mixed needs a budget; give one like size=0.5x, bops=0.25x or bits=4.")
         kind = Budget.parse(self.budget).kind
         _fill(self, "activation_bits", _FULL_BITS)
         # A file stores weights in 2, 4 or 8 bits.
-        _fill(self, "candidate_bits", "2,4,8" if kind == "size" else "2,3,4,5,6,8")
+        possible = (2, 4, 8) if kind == "size" else (2, 3, 4, 5, 6, 8)
+        _fill(self, "candidate_bits", ",".join(str(bits) for bits in possible if bits >= self.runtime.weight_bits))
         for bits in (self.activation_bits, *self.candidates):
             Scheme(bits, bits)  # type: ignore[arg-type]
 

@@ -103,6 +103,13 @@ def with_output(module: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
     return part
 
 
+def standalone(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy with only the tensors that are read, each by itself and in the order that files have."""
+    read = {str(node.target): stored_tensor(module, node) for node in module.graph.nodes if is_stored(node)}
+    copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in read.items()}
+    return fx.GraphModule(copies, copy_module(module).graph)
+
+
 def add_tensor(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
     """Store `value` as a buffer and read it at the start of the graph, where every pass may use it.
 

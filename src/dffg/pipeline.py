@@ -21,9 +21,9 @@ from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, InputError
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
-from dffg.export.onnx import write_float, write_quantized
-from dffg.export.onnxruntime import count_kernels, latency_ms, run
 from dffg.export.packing import MOST_PACKED_BITS
+from dffg.export.runtime import Runtime, latency_ms
+from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.export.verification import layer_sqnr_db, match_simulation
 from dffg.fold import fold_batch_norms
 from dffg.images import Array, ImageSpec, SyntheticSet
@@ -37,7 +37,6 @@ from dffg.report.environment import describe_environment, package_version, peak_
 from dffg.report.html import render_page
 from dffg.report.result import (
     IMAGES_FILE,
-    MODEL_FILE,
     PAGE_FILE,
     PARAMETERS_FILE,
     REPORT_FILE,
@@ -52,6 +51,7 @@ from dffg.report.result import (
     load_report,
 )
 from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
+from dffg.targets import Target
 
 _HELD_OUT_SEED_OFFSET = 1_000_003
 _VERIFIED_BATCH = 16
@@ -114,19 +114,20 @@ def quantize(
 ) -> Result:
     """From a trained network to a verified quantized file in directory `out`, without data.
 
-    `out` receives `model.onnx`, `images.npz` (the images it was quantized with), `parameters.npz` (all integers and
-    scales), `report.json` and the same as a page, `report.html`, all or nothing. `spec` describes the input; with only
-    `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned from the images beyond ranges; by
-    default, something below 8 bits. What is learned is kept in `out`.partial until all is done: the same call goes on
-    from there if it was stopped. `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds
-    accuracy to the report. `command` is what the report says to do for the same result, by default this call. Raises a
-    `DffgError` that says what to do.
+    `out` receives `model.onnx` (or what `quantization.target` loads), `images.npz` (the images it was quantized with),
+    `parameters.npz` (all integers and scales), `report.json` and the same as a page, `report.html`, all or nothing.
+    `spec` describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned
+    from the images beyond ranges; by default, something below 8 bits. What is learned is kept in `out`.partial until
+    all is done: the same call goes on from there if it was stopped. `calibration` takes the place of synthesis, as the
+    yardstick; `evaluation` adds accuracy to the report. `command` is what the report says to do for the same result, by
+    default this call. Raises a `DffgError` that says what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
     data = {"calibration": calibration, "evaluation": evaluation}
     command = command or python_call("quantize", out, spec=spec, input_shape=input_shape, **configurations, **data)
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
+    runtime_of(quantization.target)
     check_directory(Path(out), force=force)
     clock = _Clock(on_stage)
     with clock.stage("capture"):
@@ -162,6 +163,7 @@ def finetune(
     *,
     steps: int,
     images: int | None = None,
+    target: str | None = None,
     spec: ImageSpec | None = None,
     input_shape: tuple[int, ...] | None = None,
     seed: int = 0,
@@ -177,16 +179,19 @@ def finetune(
     """Train a network on that `quantize` has written to directory `quantized`; the result goes to `out`, as there.
 
     `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more are
-    asked for, new ones made as those were. Stopped work goes on, and `command` is said, as in `quantize`.
+    asked for, new ones made as those were. `target` is that of the earlier result, or another that quantizes the same
+    tensors. Stopped work goes on, and `command` is said, as in `quantize`.
     """
     given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
     command = command or python_call("finetune", quantized, out, steps=steps, **given)
     check_directory(Path(out), force=force)
     clock, earlier = _Clock(on_stage), load_report(Path(quantized) / REPORT_FILE)
+    quantization = replace(earlier.quantization, target=target or earlier.quantization.target)
+    runtime_of(quantization.target)
     with clock.stage("capture"):
         captured = _captured(model, spec, input_shape, name)
-        float_module, _ = prepare_float(captured, replace(earlier.quantization, equalize=earlier.equalized))
-        parameters = load_parameters(Path(quantized) / PARAMETERS_FILE, float_module)
+        float_module, _ = prepare_float(captured, replace(quantization, equalize=earlier.equalized))
+        parameters = load_parameters(Path(quantized) / PARAMETERS_FILE, float_module, quantization.runtime)
     run = _Run(
         captured=captured,
         out=Path(out),
@@ -206,7 +211,7 @@ def finetune(
                 synthesis = synthesis.for_learning(images or 0)
                 kept = Checkpoint(run.unfinished, fingerprint(captured.module, synthesis))
                 calibration = _calibration_images(captured, synthesis, None, progress, kept)
-        scheme = None if earlier.quantization.is_mixed else earlier.quantization.scheme
+        scheme = None if quantization.is_mixed else quantization.scheme
         decided = Decided(
             float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
         )
@@ -214,7 +219,7 @@ def finetune(
             recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
         )
         decided = _learn(run, decided, calibration, learning, seed)
-        return _finish(run, decided, calibration, earlier.quantization, learning, synthesis)
+        return _finish(run, decided, calibration, quantization, learning, synthesis)
 
 
 @contextmanager
@@ -246,20 +251,21 @@ def _finish(
 ) -> Result:
     """Write the file, verify it in its runtime, and report."""
     captured, clock, quantized = run.captured, run.clock, decided.insert()
+    runtime = runtime_of(quantization.target)
     with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, tempfile.TemporaryDirectory() as scratch:
-        written, reference = staging / MODEL_FILE, Path(scratch) / "float.onnx"
+        written, reference = staging / runtime.file, Path(scratch) / runtime.file
         with clock.stage("export"):
-            write_quantized(quantized, captured.spec, written)
-            write_float(prepare(fold_batch_norms(captured)), captured.spec, reference)
+            runtime.write(quantized, captured.spec, written)
+            runtime.write_float(prepare(fold_batch_norms(captured)), captured.spec, reference)
             _save_images(images, captured.spec, staging / IMAGES_FILE)
             save_parameters(decided.parameters, staging / PARAMETERS_FILE)
         with clock.stage("verify"):
             held_out = _held_out_images(captured, synthesis, run.progress)
-            facts = _verify(quantized, written, reference, held_out)
+            facts = _verify(runtime, quantized, written, reference, held_out)
         accuracy = None
         if run.evaluation is not None:
             with clock.stage("evaluation"):
-                accuracy = _evaluate(written, reference, run.evaluation)
+                accuracy = _evaluate(runtime, written, reference, run.evaluation)
         result = Result(
             model=run.name,
             scheme=quantization.label,
@@ -280,8 +286,14 @@ def _finish(
             accuracy=accuracy,
             float_operations=quantized.float_operations,
             zero_variance_channels=captured.zero_variance_channels,
-            notes=(*run.notes, *captured.notes, *_width_notes(quantized), *_equalization_notes(decided)),
-            files={entry: file_hash(staging / entry) for entry in (MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE)},
+            notes=(
+                *run.notes,
+                *captured.notes,
+                *runtime.notes,
+                *_width_notes(quantized, quantization.runtime),
+                *_equalization_notes(decided),
+            ),
+            files={entry.name: file_hash(entry) for entry in sorted(staging.iterdir())},
             path=str(run.out),
             **facts,
         )
@@ -293,10 +305,10 @@ def _finish(
 
 
 def evaluate(path: str | Path, data: Data) -> Score:
-    """Top-1 of an ONNX file in ONNX Runtime on labelled data."""
+    """Top-1 of a file on labelled data, in the runtime that its name's ending tells."""
     if data.labels is None:
         raise InputError("the data has no labels.")
-    outputs = np.concatenate(list(run(Path(path), data.batches())))
+    outputs = np.concatenate(list(runtime_for(Path(path)).run(Path(path), data.batches())))
     return score(outputs, data.labels)
 
 
@@ -372,17 +384,15 @@ def _held_out_images(captured: Captured, config: SynthesisConfig, progress: Prog
     return torch.from_numpy(synthesize_set(captured, held_out, progress=progress).inputs)
 
 
-def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
-    kernels = count_kernels(written)
-    match = match_simulation(quantized, written, held_out)
-    threads = torch.get_num_threads()
-    measured = latency_ms({"float": reference, "quantized": written}, held_out[:1].numpy(), threads=threads)
-    latency = Latency(**measured, batch=1, threads=threads)
+def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
+    kernels = runtime.count_kernels(written)
+    match = match_simulation(quantized, written, held_out, runtime)
+    latency = _latency(runtime, reference, written, held_out[:1].numpy()) if runtime.is_timed else None
     batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
-    expected, answer = (np.concatenate(list(run(path, batches))) for path in (reference, written))
+    expected, answer = (np.concatenate(list(runtime.run(path, batches))) for path in (reference, written))
     noise, layers = layer_sqnr_db(quantized, held_out), {layer.name: layer for layer in quantized.layers}
     return {
-        "size_bytes": {"float": reference.stat().st_size, "quantized": written.stat().st_size},
+        "size_bytes": {"float": runtime.size_bytes(reference), "quantized": runtime.size_bytes(written)},
         "kernels": kernels,
         "latency_ms": latency,
         "simulation_match": match,
@@ -403,13 +413,21 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
     }
 
 
-def _width_notes(quantized: Quantized) -> tuple[str, ...]:
+def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> Latency:
+    threads = torch.get_num_threads()
+    runs = {"float": runtime.open(reference, threads), "quantized": runtime.open(written, threads)}
+    return Latency(**latency_ms(runs, batch), batch=len(batch), threads=threads)
+
+
+def _width_notes(quantized: Quantized, target: Target) -> tuple[str, ...]:
     """What fewer than 8 bits bring, and what they do not."""
     notes = []
-    if any(layer.weight_bits <= MOST_PACKED_BITS for layer in quantized.layers):
+    widths, packed = {layer.weight_bits for layer in quantized.layers}, MOST_PACKED_BITS if target.packs else 0
+    if any(bits <= packed for bits in widths):
         notes.append("weights of 4 bits and fewer make a smaller file; the runtime computes in int8 all the same")
-    if any(layer.weight_bits in range(MOST_PACKED_BITS + 1, 8) for layer in quantized.layers):
-        notes.append("weights of 5 to 7 bits are stored in 8: the file is neither smaller nor faster than at 8 bits")
+    if any(packed < bits < 8 for bits in widths):
+        which = f"{packed + 1} to 7" if packed else "fewer than 8"
+        notes.append(f"weights of {which} bits are stored in 8: the file is neither smaller nor faster than at 8 bits")
     if any(layer.activation_bits < 8 for layer in quantized.layers):
         notes.append("activations of fewer than 8 bits are clipped and still 8 bits wide: this is not faster")
     return tuple(notes)
@@ -421,9 +439,9 @@ def _equalization_notes(decided: Decided) -> tuple[str, ...]:
     return ("the ranges of channels were evened out, which brings the answer nearer to the float network's",)
 
 
-def _evaluate(written: Path, reference: Path, data: Data) -> Accuracy:
+def _evaluate(runtime: Runtime, written: Path, reference: Path, data: Data) -> Accuracy:
     assert data.labels is not None
-    expected, answer = (np.concatenate(list(run(path, data.batches()))) for path in (reference, written))
+    expected, answer = (np.concatenate(list(runtime.run(path, data.batches()))) for path in (reference, written))
     return compare(expected, answer, data.labels)
 
 

@@ -15,7 +15,11 @@ from dffg.images import ImageSpec
 def layers():
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 5),
     )
     captured = capture(network.eval(), spec=ImageSpec(shape=(3, 8, 8)))
     return step.Layers(captured, torch.randn(2, 3, 8, 8))

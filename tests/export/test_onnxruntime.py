@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from dffg.errors import InputError
 from dffg.export.onnx import quantized_value_name, write_float
-from dffg.export.onnxruntime import IntermediateRunner, count_kernels, latency_ms, run, session
+from dffg.export.onnxruntime import IntermediateRunner, count_kernels, run, session
 from tests.export import SPEC, exported, normalized
 
 
@@ -96,21 +96,6 @@ def test_intermediates_of_a_quantized_network_are_its_integers():
     levels = torch.round(images * 255 / 5).shape
     assert values[names[0]].shape == tuple(levels)
     np.testing.assert_array_equal(output, next(run(exported("plain").path, [images.numpy()])))
-
-
-def test_latency_is_measured_for_every_file(steps, float_file):
-    found = latency_ms({"float": float_file, "quantized": exported("plain").path}, normalized(1).numpy(), repeats=3)
-    assert list(found) == ["float", "quantized"]
-    assert all(0 < value < float("inf") for value in found.values())
-
-
-def test_latency_is_the_median_without_the_first_two_runs(steps, monkeypatch):
-    import dffg.export.onnxruntime
-
-    # start and end of every run: the two for warming up take long, then 1, 5 and 3 ms
-    clock = iter(np.cumsum([0, 9, 0, 9, 0, 1e-3, 0, 5e-3, 0, 3e-3]).tolist())
-    monkeypatch.setattr(dffg.export.onnxruntime.time, "perf_counter", lambda: next(clock))
-    assert latency_ms({"a": steps}, np.zeros((1, 2), np.float32), repeats=3) == {"a": pytest.approx(3.0)}
 
 
 @pytest.mark.parametrize("content", [b"rubbish", b""])

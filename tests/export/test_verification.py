@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from onnx import numpy_helper
 from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.export.onnx import quantized_value_name, write_quantized
-from dffg.export.onnxruntime import IntermediateRunner
+from dffg.export.onnxruntime import RUNTIME, watch
 from dffg.export.verification import SimulationMatch, _follow, layer_sqnr_db, match_simulation
 from dffg.quant.simulate import simulate
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, normalized
@@ -192,22 +193,19 @@ def test_top1_compares_the_ends(tmp_path):
     assert match(changed(tmp_path, turn_around)).top1 <= 1 / 8
 
 
-def test_every_batch_of_many_images_counts(monkeypatch):
-    import dffg.export.verification as verification
+def test_every_batch_of_many_images_counts():
+    """Three steps off in the last 4 of 20 images."""
+    tensor = TENSORS[-1]
+    sound = watch(exported(NAME).quantized, exported(NAME).path)
 
-    tensor = quantized_value_name(TENSORS[-1])
+    def faulty(batch):
+        output, values = sound(batch)
+        if len(batch) == 4:
+            values[tensor] = np.where(values[tensor] > 100, values[tensor] - 3, values[tensor] + 3).astype(np.uint8)
+        return output, values
 
-    class Faulty(verification.IntermediateRunner):
-        """Three steps off in the last 4 of 20 images."""
-
-        def run(self, batch):
-            output, values = super().run(batch)
-            if len(batch) == 4:
-                values[tensor] = np.where(values[tensor] > 100, values[tensor] - 3, values[tensor] + 3).astype(np.uint8)
-            return output, values
-
-    monkeypatch.setattr(verification, "IntermediateRunner", Faulty)
-    found = match_simulation(exported(NAME).quantized, exported(NAME).path, normalized(20, seed=9))
+    runtime = replace(RUNTIME, watch=lambda quantized, path: faulty)
+    found = match_simulation(exported(NAME).quantized, exported(NAME).path, normalized(20, seed=9), runtime)
     assert found.count == 20
     assert found.worst_tensor == TENSORS[-1]
     assert found.equal_share == pytest.approx(0.8)
@@ -254,14 +252,35 @@ def test_layer_sqnr_falls_with_fewer_bits():
 
 def test_the_simulation_goes_on_with_the_integers_of_the_runtime():
     quantized, images = exported(NAME).quantized, normalized(4, seed=9)
-    runner = IntermediateRunner(exported(NAME).path, [quantized_value_name(tensor) for tensor in TENSORS])
-    _, values = runner.run(images.numpy())
+    _, values = watch(quantized, exported(NAME).path)(images.numpy())
     steps, answer = _follow(quantized, images, values)
-    moved = values[quantized_value_name(TENSORS[0])]
-    values[quantized_value_name(TENSORS[0])] = np.where(moved < 128, moved + 100, moved - 100).astype(np.uint8)
+    moved = values[TENSORS[0]]
+    values[TENSORS[0]] = np.where(moved < 128, moved + 100, moved - 100).astype(np.uint8)
     moved_steps, moved_answer = _follow(quantized, images, values)
     assert steps[TENSORS[0]].max() == 0
     assert moved_steps[TENSORS[0]].min() == 100
     assert moved_steps[TENSORS[1]].max() > 1  # computed from what was moved, compared with what was not
     assert np.array_equal(moved_steps[TENSORS[-1]], steps[TENSORS[-1]])  # and so on: every layer for itself
     assert np.array_equal(moved_answer, answer)
+
+
+def test_a_tie_may_be_rounded_either_way_and_nothing_else():
+    """Values in steps of 1 around the middle between 2 and 3."""
+    quantized, images = exported(NAME).quantized, normalized(1, seed=9)
+    _, values = watch(quantized, exported(NAME).path)(images.numpy())
+    scale = float(quantized.module.get_buffer("x_scale"))
+    zero_point = int(quantized.module.get_buffer("x_zero_point"))
+    positions = torch.tensor([2.5 - 1e-5, 2.5, 2.5 + 1e-5, 2.49, 2.51]) - zero_point
+    images[0, 0, 0, :5] = positions * scale
+    for level, apart in ((2, [0, 0, 0, 0, 1]), (3, [0, 0, 0, 1, 0]), (4, [1, 1, 1, 2, 1])):
+        values["x"][0, 0, 0, :5] = level
+        steps, _ = _follow(quantized, images, values)
+        assert steps["x"][0, 0, 0, :5].tolist() == apart
+
+
+def test_fails_when_the_file_answers_otherwise_unless_it_is_watched():
+    quantized, path = exported(NAME).quantized, exported(NAME).path
+    runtime = replace(RUNTIME, open=lambda path, threads: lambda batch: RUNTIME.open(path, threads)(batch) * 1.01)
+    found = match_simulation(quantized, path, normalized(8, seed=9), runtime)
+    assert found.equal_share == 1.0
+    assert not found.holds

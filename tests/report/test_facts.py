@@ -55,6 +55,13 @@ def test_accuracy_that_was_not_measured_is_no_fact():
     assert "Accuracy" not in {fact.label for fact in key_facts(plain_report())}
 
 
+def test_a_file_for_a_runtime_that_is_not_here_is_not_said_to_be_verified_in_it_or_timed():
+    report = plain_report(latency_ms=None, target="tensorrt")
+    assert verdict(report).startswith("Written for tensorrt, verified in ONNX Runtime: ")
+    assert "faster" not in verdict(report)
+    assert "Latency" not in {fact.label for fact in key_facts(report)}
+
+
 def test_layers_are_sorted_by_noise_and_keep_their_place():
     report = plain_report()
     found = worst_first(report["layers"])

@@ -9,7 +9,7 @@ import pytest
 from dffg.config import Budget, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
-from dffg.export.onnxruntime import Kernels
+from dffg.export.runtime import Kernels
 from dffg.export.verification import SimulationMatch
 from dffg.images import ImageSpec
 from dffg.quant.allocation import Allocation
@@ -69,7 +69,10 @@ PROMISED = {
     "target": None,
     "seed": None,
     "version": None,
-    "environment": {"python", "torch", "onnxruntime", "onnx", "numpy", "system", "cpu", "threads", "vnni"},
+    "environment": {
+        *("python", "torch", "onnxruntime", "onnx", "openvino", "executorch", "numpy"),
+        *("system", "cpu", "threads", "vnni"),
+    },
     "input": {"shape", "mean", "std", "bounds"},
     "images": {"source", "count", "chains", "steps", "passes"},
     "seconds": {"capture", "synthesis", "calibration", "learning", "export", "verify", "total"},

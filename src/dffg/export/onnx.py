@@ -27,7 +27,8 @@ from dffg.quant.simulate import Quantized, weight_name
 
 OPSET = 21
 INPUT_NAME, OUTPUT_NAME = "input", "output"
-_METADATA_KEY = "dffg.input"
+METADATA_KEY = "dffg.input"
+ONNX_FILE = "model.onnx"
 _QUANTIZED_SUFFIX = "_quantized"
 _WHOLE_TYPES = ((0, 255), (-128, 127))
 
@@ -69,7 +70,7 @@ def quantized_value_name(tensor: str) -> str:
 def read_spec(path: Path) -> ImageSpec | None:
     """The input description that dffg wrote into a file; None in files of others."""
     model = load(path)
-    stored = {entry.key: entry.value for entry in model.metadata_props}.get(_METADATA_KEY)
+    stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
     if stored is None:
         return None
     return ImageSpec.from_dict(json.loads(stored))
@@ -109,7 +110,7 @@ def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
 
 
 def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path) -> None:
-    model.metadata_props[_METADATA_KEY] = json.dumps(asdict(spec))
+    model.metadata_props[METADATA_KEY] = json.dumps(asdict(spec))
     model.producer_name, model.producer_version = "dffg", None
     _strip(model)
     onnx_ir.save(model, path)

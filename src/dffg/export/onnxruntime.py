@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dffg.errors import InputError
+from dffg.export.onnx import quantized_value_name, read_spec, write_float, write_quantized
+from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.images import Array
+from dffg.quant.simulate import Quantized
 
 INTEGER_KERNELS = frozenset(
     {
@@ -38,21 +39,19 @@ _ERRORS_ONLY = 3
 onnxruntime.disable_telemetry_events()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernels:
-    """Convolutions and matrix products in the graph that ONNX Runtime executes, by kind; `other` counts the rest."""
+def session(
+    model: Path | bytes, *, threads: int = 0, optimized: Path | None = None, as_written: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open a file on the CPU. Threads do not spin between runs, so that two sessions do not slow each other.
 
-    integer: int
-    float: int
-    other: dict[str, int]
-
-
-def session(model: Path | bytes, *, threads: int = 0, optimized: Path | None = None) -> onnxruntime.InferenceSession:
-    """Open a file on the CPU. Threads do not spin between runs, so that two sessions do not slow each other."""
+    as_written: every operator is computed as the file has it, in float, and nothing is fused.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = model if isinstance(model, bytes) else str(model)
@@ -76,22 +75,38 @@ def count_kernels(path: Path) -> Kernels:
     )
 
 
-def run(path: Path, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """Outputs of the file, batch by batch."""
-    opened = session(path)
+def open_file(path: Path, threads: int = 0, *, as_written: bool = False) -> Run:
+    """A file as a function of one batch."""
+    opened = session(path, threads=threads, as_written=as_written)
     name = opened.get_inputs()[0].name
-    for batch in batches:
-        yield opened.run(None, {name: batch})[0]
+    return lambda batch: opened.run(None, {name: batch})[0]
+
+
+def run(path: Path, batches: Iterable[Array]) -> Iterator[Array]:
+    """Outputs of the file, batch by batch."""
+    return map(open_file(path), batches)
+
+
+def watch(quantized: Quantized, path: Path, *, as_written: bool = False) -> Watch:
+    """A written file as a function that also gives the integers of every quantized tensor."""
+    stored = {quantized_value_name(tensor.name): tensor.name for tensor in quantized.tensors}
+    runner = IntermediateRunner(path, list(stored), as_written=as_written)
+
+    def run_batch(batch: Array) -> tuple[Array, dict[str, NDArray[Any]]]:
+        output, values = runner.run(batch)
+        return output, {stored[name]: levels for name, levels in values.items()}
+
+    return run_batch
 
 
 class IntermediateRunner:
     """Runs a file and shows named values inside it."""
 
-    def __init__(self, path: Path, names: list[str]) -> None:
+    def __init__(self, path: Path, names: list[str], *, as_written: bool = False) -> None:
         model = onnx.load(path)
         types = {info.name: info for info in model.graph.value_info}
         model.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in names)
-        self._session = session(model.SerializeToString())
+        self._session = session(model.SerializeToString(), as_written=as_written)
         self._names = names
 
     def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
@@ -100,16 +115,12 @@ class IntermediateRunner:
         return output, dict(zip(self._names, values, strict=True))
 
 
-def latency_ms(
-    paths: dict[str, Path], batch: NDArray[np.float32], *, repeats: int = 15, threads: int = 0
-) -> dict[str, float]:
-    """Median milliseconds per run of each file, measured in turns so that a busy machine slows all alike."""
-    sessions = {label: session(path, threads=threads) for label, path in paths.items()}
-    times: dict[str, list[float]] = {label: [] for label in paths}
-    for _ in range(repeats + 2):
-        for label, opened in sessions.items():
-            feed = {opened.get_inputs()[0].name: batch}
-            started = time.perf_counter()
-            opened.run(None, feed)
-            times[label].append((time.perf_counter() - started) * 1e3)
-    return {label: statistics.median(measured[2:]) for label, measured in times.items()}
+RUNTIME = Runtime(
+    suffixes=(".onnx",),
+    write=write_quantized,
+    write_float=write_float,
+    open=open_file,
+    watch=watch,
+    count_kernels=count_kernels,
+    read_spec=read_spec,
+)

@@ -67,6 +67,15 @@ def activation_qparams(low: float, high: float, bits: int) -> QParams:
     )
 
 
+def signed_qparams(low: float, high: float, bits: int) -> QParams:
+    """Symmetric int8 parameters of a range: zero point 0, the larger end at the largest integer."""
+    quant_max = 2 ** (bits - 1) - 1
+    scale = torch.tensor(max(-low, high) / quant_max, dtype=torch.float32).clamp(min=_SMALLEST_SCALE)
+    return QParams(
+        scale=scale, zero_point=torch.tensor(0, dtype=torch.int8), quant_min=-quant_max - 1, quant_max=quant_max
+    )
+
+
 def weight_qparams(scale: Tensor, bits: int) -> QParams:
     """Symmetric int8 parameters, one scale per output channel (axis 0)."""
     return QParams(

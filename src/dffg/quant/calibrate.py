@@ -12,7 +12,7 @@ from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.graph import Tap
 from dffg.images import ImageSpec
-from dffg.quant.affine import QParams, activation_qparams
+from dffg.quant.affine import QParams, activation_qparams, signed_qparams
 from dffg.quant.placement import Placement
 from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
 from dffg.quant.widths import BitWidths
@@ -31,14 +31,18 @@ def choose_ranges(
     config: QuantizationConfig,
 ) -> dict[str, QParams]:
     """Turn what was observed into scale and zero point; the input gets the legal pixel range."""
-    bits = widths.activations
+    bits, signed = widths.activations, config.runtime.signed
     choose = ACTIVATION_RANGES[config.activation_ranges]
-    ranges = {name: choose(histogram, bits[name], config) for name, histogram in histograms.items()}
+    ranges = {
+        name: choose(histogram.mirrored() if signed else histogram, bits[name], config)
+        for name, histogram in histograms.items()
+    }
     low, high = spec.input_bounds()
-    for node in placement.source:
-        if node.op == "placeholder":
+    for node, source in placement.source.items():
+        if node is source and node.op == "placeholder":
             ranges[node.name] = float(low.min()), float(high.max())
-    return {name: activation_qparams(*range, bits[name]) for name, range in ranges.items()}
+    to_qparams = signed_qparams if signed else activation_qparams
+    return {name: to_qparams(*range, bits[name]) for name, range in ranges.items()}
 
 
 def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor]) -> dict[str, Histogram]:

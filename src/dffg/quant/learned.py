@@ -193,13 +193,13 @@ class LearnedNetwork:
         drop: float = 0.0,
         reach: float = 0.0,
     ) -> None:
-        self._start, self._reach = start, reach
+        self._start, self._reach, self._target = start, reach, parameters.target
         self.module = copy_module(float_module)
         self.weights: dict[str, LearnedWeight] = {}
         self.biases: dict[str, LearnedBias] = {}
         self.activations: dict[str, LearnedActivation] = {}
         self._values: dict[str, str] = {}
-        placement = place(self.module)
+        placement = place(self.module, parameters.target)
         for node in quantized_layers(self.module):
             self._learn_layer(node, parameters.layers[node.name])
         for node, source in placement.source.items():
@@ -230,7 +230,9 @@ class LearnedNetwork:
             for name, weight in self.weights.items()
         }
         return Parameters(
-            activations={name: module.qparams() for name, module in self.activations.items()}, layers=layers
+            activations={name: module.qparams() for name, module in self.activations.items()},
+            layers=layers,
+            target=self._target,
         )
 
     def state(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from dffg.quant.affine import QParams, quantize, weight_qparams
 from dffg.quant.ranges import WEIGHT_RANGES
 from dffg.quant.squant import squant
 from dffg.quant.widths import BitWidths, quantized_layers
+from dffg.targets import ONNXRUNTIME, Target
 
 WEIGHT_ROUNDINGS: dict[str, Callable[[Tensor, QParams], Tensor]] = {"nearest": quantize, "squant": squant}
 
@@ -28,10 +29,14 @@ class LayerParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """activations: by the tensor whose range is used; layers: by node. Every step of quantization makes new ones."""
+    """activations: by the tensor whose range is used; layers: by node. Every step of quantization makes new ones.
+
+    target: the runtime whose rules say which tensors these are.
+    """
 
     activations: dict[str, QParams]
     layers: dict[str, LayerParameters]
+    target: Target = ONNXRUNTIME
 
 
 def round_layers(module: fx.GraphModule, widths: BitWidths, config: QuantizationConfig) -> dict[str, LayerParameters]:

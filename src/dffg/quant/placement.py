@@ -1,8 +1,14 @@
-"""Which tensors are quantized, so that ONNX Runtime's CPU provider finds an integer kernel around every heavy layer.
+"""Which tensors are quantized, so that the runtime finds an integer kernel around every heavy layer.
 
-The provider fuses `dequantize -> operator -> quantize` into one integer kernel where every input and the output of the
-operator is quantized. ReLU and ReLU6 between a layer and its quantization cost nothing: the unsigned range of the
+Runtimes for CPUs fuse `dequantize -> operator -> quantize` into one integer kernel where every input and the output of
+the operator is quantized. ReLU and ReLU6 between a layer and its quantization cost nothing: the unsigned range of the
 result starts at 0 and ends at most at 6, so saturation does their work and they are left out.
+
+TensorRT decides by what is read (`Target.reads_only`): the inputs of convolutions, matrix products and average pooling
+are quantized and their results are not, so that activations and sums join the layer before them. Of the operands of a
+sum, the one that its layer computes last joins it, and the others are quantized. Max pooling and what rearranges
+commute with quantization. Source: NVIDIA's documentation of explicit quantization,
+docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from torch import Tensor, fx
 
 from dffg.graph import WEIGHTED, argument, aten, calls, copy_module, is_stored
 from dffg.quant.operators import GLOBAL_AVERAGE_POOL
+from dffg.targets import ONNXRUNTIME, Target
 
 _ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
 POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
@@ -59,9 +66,12 @@ def prepare(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def place(module: fx.GraphModule) -> Placement:
+def place(module: fx.GraphModule, target: Target = ONNXRUNTIME) -> Placement:
     """Decide what is quantized in a folded and prepared graph."""
-    wanted = _inputs_and_outputs_of_integer_operators(module)
+    read = _tensors_read if target.reads_only else integer_inputs
+    wanted = {_origin(before_padding(tensor)) for node in module.graph.nodes for tensor in read(node)}
+    if not target.reads_only:
+        wanted |= _results_of_integer_operators(module, target)
     source: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         first = node.args[0] if node.args else None
@@ -69,11 +79,13 @@ def place(module: fx.GraphModule) -> Placement:
             source[node] = source[first]
         elif node in wanted:
             source[node] = node
-    absorbed = tuple(node for node in source if _is_absorbable(node) and source[node] is node)
+    if target.joins_scales:
+        source = _joined(source)
+    absorbed = tuple(node for node in source if _is_absorbable(node) and source[node] is node and not target.signed)
     return Placement(
         source=source,
         absorbed=absorbed,
-        float_operations=tuple(node for node in module.graph.nodes if _stays_float(node, source)),
+        float_operations=tuple(node for node in module.graph.nodes if not read(node) and _stays_float(node, source)),
     )
 
 
@@ -114,17 +126,39 @@ def is_fused_padding(node: fx.Node) -> bool:
     return is_zero and all(calls(user, *WEIGHTED) and user.args[0] is node for user in node.users)
 
 
-def _inputs_and_outputs_of_integer_operators(module: fx.GraphModule) -> set[fx.Node]:
+def _results_of_integer_operators(module: fx.GraphModule, target: Target) -> set[fx.Node]:
     output = module.graph.output_node().args[0]
     wanted: set[fx.Node] = set()
     for node in module.graph.nodes:
-        inputs = integer_inputs(node)
-        wanted.update(_origin(before_padding(tensor)) for tensor in inputs)
         result = _after_activation(node)
-        # A final layer writes float from integer inputs: rounding logits to 8 bits would only add ties.
-        if inputs and not (calls(node, *WEIGHTED) and result is output):
+        # Where it can, a final layer writes float from integer inputs: rounding logits to 8 bits would only add ties.
+        is_answer = target.float_answer and calls(node, *WEIGHTED) and result is output
+        if integer_inputs(node) and not is_answer:
             wanted.add(result)
     return wanted
+
+
+def _tensors_read(node: fx.Node) -> list[fx.Node]:
+    """The tensors that TensorRT wants quantized for this node."""
+    if not calls(node, *WEIGHTED, *POOLS, aten.add.Tensor):
+        return []
+    inputs = integer_inputs(node)
+    if not calls(node, aten.add.Tensor):
+        return inputs
+    joining = [tensor for tensor in inputs if calls(tensor, *WEIGHTED) and list(tensor.users) == [node]]
+    return [tensor for tensor in inputs if tensor is not max(joining, default=None)]
+
+
+def _joined(source: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """With the range of a concatenation, which holds those of its operands, for these as well.
+
+    Of several that share operands the last counts, which holds the others in networks like DenseNet.
+    """
+    for node in list(source):
+        if calls(node, aten.cat.default):
+            parts = {source[operand] for operand in node.args[0]}  # type: ignore
+            source = {tensor: source[node] if used in parts else used for tensor, used in source.items()}
+    return source
 
 
 def _origin(node: fx.Node) -> fx.Node:
@@ -155,8 +189,8 @@ def _are_float(nodes: list[fx.Node]) -> bool:
 def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
     if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
         return False
-    computed_in_integers = integer_inputs(node) or (node in source and (_keeps_range(node) or _is_absorbable(node)))
-    return not computed_in_integers and not is_fused_padding(node)
+    commutes = _keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default)
+    return not (node in source and commutes) and not is_fused_padding(node)
 
 
 def _is_global_pool(node: fx.Node) -> bool:
@@ -171,7 +205,7 @@ def _is_global_pool(node: fx.Node) -> bool:
 
 def _replace_global_pool(module: fx.GraphModule, node: fx.Node) -> None:
     flat = calls(node, aten.mean.dim) and not argument(node, 2, False)
-    ones = [1] * (node.args[0].meta["val"].dim() - 2)  # type: ignore[union-attr]
+    ones = [1] * (node.args[0].meta["val"].dim() - 2)  # type: ignore
     with module.graph.inserting_before(node):
         pooled = module.graph.call_function(GLOBAL_AVERAGE_POOL, (node.args[0],))
         pooled.meta["val"] = node.meta["val"].reshape(*node.meta["val"].shape[:2], *ones)

@@ -60,6 +60,18 @@ class Histogram:
         """Middle of every bin."""
         return self._start + self._width * (torch.arange(_BINS, dtype=torch.float64) + 0.5)
 
+    def mirrored(self) -> Histogram:
+        """Of all values and their negatives, for a range around 0."""
+        both = Histogram()
+        both.high = max(-self.low, self.high)
+        both.low = both._start = -both.high
+        both._width = max(2 * both.high / _BINS, self._width)
+        occupied = self.counts > 0
+        for values in (self.centers[occupied], -self.centers[occupied]):
+            bins = ((values - both._start) / both._width).long().clamp(0, _BINS - 1)
+            both.counts += torch.bincount(bins, self.counts[occupied], minlength=_BINS)
+        return both
+
     def _grow(self, downwards: bool) -> None:
         merged = self.counts.reshape(-1, 2).sum(1)
         empty = torch.zeros_like(merged)

@@ -142,7 +142,7 @@ class Seen:
 def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Seen:
     """Fold, equalize and observe every tensor that will be quantized."""
     float_module, moments = prepare_float(captured, config)
-    placement = place(float_module)
+    placement = place(float_module, config.runtime)
     return Seen(
         float_module=float_module,
         placement=placement,
@@ -158,6 +158,7 @@ def settle(seen: Seen, widths: BitWidths, config: QuantizationConfig) -> Paramet
     parameters = Parameters(
         activations=choose_ranges(seen.histograms, seen.placement, seen.spec, widths, config),
         layers=round_layers(seen.float_module, widths, config),
+        target=config.runtime,
     )
     if config.bias_correction == "analytic":
         return correct_biases(parameters, expected_errors(seen.float_module, parameters, seen.moments))
@@ -201,12 +202,12 @@ def prepare_float(captured: Captured, config: QuantizationConfig) -> tuple[fx.Gr
 def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme | None) -> Quantized:
     """Write scales, zero points and integer weights into a copy of the graph."""
     module = copy_module(float_module)
-    placement = place(module)
+    placement = place(module, parameters.target)
     layers, float_operations = [], tuple(_describe_operation(node) for node in placement.float_operations)
     for node in quantized_layers(module):
         layer, input_qparams = parameters.layers[node.name], parameters.activations[input_tensor(node, placement).name]
         layers.append(_describe(node, layer.qparams, input_qparams))
-        _write_layer(module, node, layer, input_qparams.scale)
+        _write_layer(module, node, layer, input_qparams.scale if parameters.target.integer_biases else None)
     inserter = _ActivationInserter(module, parameters.activations)
     tensors = tuple(inserter.insert(node, source.name) for node, source in placement.source.items())
     for node in placement.absorbed:
@@ -273,9 +274,10 @@ class _ActivationInserter:
         return self._stored[source]
 
 
-def _write_layer(module: fx.GraphModule, node: fx.Node, layer: LayerParameters, input_scale: Tensor) -> None:
+def _write_layer(module: fx.GraphModule, node: fx.Node, layer: LayerParameters, input_scale: Tensor | None) -> None:
+    """Integers of weight and bias; without the scale of the input the bias stays in float."""
     qparams, levels = layer.qparams, layer.levels
-    if layer.bias is not None:
+    if layer.bias is not None and input_scale is not None:
         scale = widen_for_bias(qparams.scale, input_scale, layer.bias)
         levels = torch.where(per_channel(scale > qparams.scale, levels), _rescaled(layer, scale), levels)
         qparams = weight_qparams(scale, qparams.bits)
@@ -283,11 +285,19 @@ def _write_layer(module: fx.GraphModule, node: fx.Node, layer: LayerParameters, 
     # Correction may have given a bias to a layer that had none.
     arguments = [node.args[0], weight, None, *node.args[3:]]
     if layer.bias is not None:
-        bias_parameters = bias_qparams(input_scale, qparams.scale)
-        # int32 holds more digits than float32.
-        bias_levels = quantize(layer.bias.double(), bias_parameters)
-        arguments[2] = _store(module, f"{node.name}_bias", bias_levels, bias_parameters, node)
+        arguments[2] = _write_bias(module, node, layer.bias, input_scale, qparams.scale)
     node.args = tuple(arguments)
+
+
+def _write_bias(
+    module: fx.GraphModule, node: fx.Node, bias: Tensor, input_scale: Tensor | None, weight_scale: Tensor
+) -> fx.Node:
+    name = f"{node.name}_bias"
+    if input_scale is None:
+        return add_tensor(module, name, bias)
+    qparams = bias_qparams(input_scale, weight_scale)
+    # int32 holds more digits than float32.
+    return _store(module, name, quantize(bias.double(), qparams), qparams, node)
 
 
 def weight_name(node: str) -> str:

@@ -15,6 +15,7 @@ from dffg.quant.affine import QParams
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import place
 from dffg.quant.widths import quantized_layers
+from dffg.targets import ONNXRUNTIME, Target
 
 _LAYER, _ACTIVATION = "layer", "activation"
 
@@ -40,8 +41,8 @@ def tensors_of(parameters: Parameters) -> dict[str, Tensor]:
     return arrays
 
 
-def load_parameters(path: Path, module: fx.GraphModule) -> Parameters:
-    """Read what `save_parameters` wrote of this (float) network.
+def load_parameters(path: Path, module: fx.GraphModule, target: Target = ONNXRUNTIME) -> Parameters:
+    """Read what `save_parameters` wrote of this (float) network for this runtime.
 
     Raises InputError where the file cannot be read or is of another network.
     """
@@ -51,6 +52,7 @@ def load_parameters(path: Path, module: fx.GraphModule) -> Parameters:
         parameters = Parameters(
             activations={name: _to_qparams(part) for name, part in _parts(stored, _ACTIVATION).items()},
             layers={name: _to_layer(part) for name, part in _parts(stored, _LAYER).items()},
+            target=target,
         )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read {path}, which quantize writes: {error}.") from error
@@ -89,7 +91,7 @@ def _to_layer(part: dict[str, Tensor]) -> LayerParameters:
 
 def _fits(parameters: Parameters, module: fx.GraphModule) -> bool:
     nodes, layers = nodes_by_name(module), [layer.name for layer in quantized_layers(module)]
-    sources = {source.name for source in place(module).source.values()}
+    sources = {source.name for source in place(module, parameters.target).source.values()}
     if parameters.layers.keys() != set(layers) or parameters.activations.keys() != sources:
         return False
     weights = {name: weight_of(module, nodes[name]) for name in layers}

@@ -13,14 +13,14 @@ _CONFIGURATIONS = ("synthesis", "quantization", "learning")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A result in a row of figures. drop_points: of top-1, None where accuracy was not measured."""
+    """A result in a row of figures. drop_points: of top-1; it and latency_ms are None where they were not measured."""
 
     name: str
     model: str
     scheme: str
     verified: bool
     size_bytes: int
-    latency_ms: float
+    latency_ms: float | None
     integer_kernels: int
     float_kernels: int
     drop_points: float | None
@@ -47,7 +47,7 @@ def run_of(name: str, report: Plain) -> Run:
         scheme=report["scheme"],
         verified=is_verified(report),
         size_bytes=report["size_bytes"]["quantized"],
-        latency_ms=report["latency_ms"]["quantized"],
+        latency_ms=(report["latency_ms"] or {}).get("quantized"),
         integer_kernels=report["kernels"]["integer"],
         float_kernels=report["kernels"]["float"],
         drop_points=accuracy.get("drop_points"),

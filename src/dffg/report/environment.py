@@ -17,6 +17,8 @@ class Environment:
     torch: str
     onnxruntime: str
     onnx: str
+    openvino: str
+    executorch: str
     numpy: str
     system: str
     cpu: str
@@ -32,6 +34,8 @@ def describe_environment(threads: int) -> Environment:
         torch=package_version("torch"),
         onnxruntime=package_version("onnxruntime"),
         onnx=package_version("onnx"),
+        openvino=package_version("openvino"),
+        executorch=package_version("executorch"),
         numpy=package_version("numpy"),
         system=f"{platform.system()} {platform.machine()}",
         cpu=cpu,

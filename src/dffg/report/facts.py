@@ -32,8 +32,11 @@ def verdict(report: Plain) -> str:
     """The result in one sentence."""
     if not is_verified(report):
         return f"Do not use this file: {report['target']} computes something else than what was decided."
-    gains = f"{_smaller(report)} and {_faster(report)} than the float network"
-    return f"Verified in {report['target']}: {gains}; {_kept(report)}."
+    if report["latency_ms"] is None:
+        where, gains = f"Written for {report['target']}, verified in ONNX Runtime", _smaller(report)
+    else:
+        where, gains = f"Verified in {report['target']}", f"{_smaller(report)} and {_faster(report)}"
+    return f"{where}: {gains} than the float network; {_kept(report)}."
 
 
 def _kept(report: Plain) -> str:
@@ -61,7 +64,7 @@ def _times(ratio: float, more: str, less: str) -> str:
 
 def key_facts(report: Plain) -> tuple[Fact, ...]:
     """What people want to know first."""
-    size, latency, match = report["size_bytes"], report["latency_ms"], report["simulation_match"]
+    size, match = report["size_bytes"], report["simulation_match"]
     kernels, agreement = report["kernels"], report["agreement"]
     return (
         *_accuracy(report["accuracy"]),
@@ -76,12 +79,7 @@ def key_facts(report: Plain) -> tuple[Fact, ...]:
             value=decimal(size["quantized"]),
             detail=f"{decimal(size['float'])} in float; {_smaller(report)}",
         ),
-        Fact(
-            label="Latency",
-            value=f"{latency['quantized']:.2f} ms",
-            detail=f"{latency['float']:.2f} ms in float; {_faster(report)}; batch {latency['batch']}, "
-            f"{counted(latency['threads'], 'thread')}",
-        ),
+        *_latency(report),
         Fact(
             label="Integer kernels",
             value=f"{kernels['integer']} of {kernels['integer'] + kernels['float']}",
@@ -92,6 +90,20 @@ def key_facts(report: Plain) -> tuple[Fact, ...]:
             value=f"{match['equal_share']:.3%}",
             detail="of integers equal in the worst layer, at most "
             f"{counted(match['max_abs_difference_in_steps'], 'step')} apart; {match['top1']:.1%} same top-1",
+        ),
+    )
+
+
+def _latency(report: Plain) -> tuple[Fact, ...]:
+    latency = report["latency_ms"]
+    if latency is None:
+        return ()
+    return (
+        Fact(
+            label="Latency",
+            value=f"{latency['quantized']:.2f} ms",
+            detail=f"{latency['float']:.2f} ms in float; {_faster(report)}; batch {latency['batch']}, "
+            f"{counted(latency['threads'], 'thread')}",
         ),
     )
 

@@ -12,14 +12,14 @@ from typing import Any
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
-from dffg.export.onnxruntime import Kernels
+from dffg.export.runtime import Kernels
 from dffg.export.verification import SimulationMatch
 from dffg.images import ImageSpec
 from dffg.quant.mixed import MixedPrecision
 from dffg.report.environment import Environment
 
 SCHEMA_VERSION = 1
-MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE = "model.onnx", "images.npz", "parameters.npz"
+IMAGES_FILE, PARAMETERS_FILE = "images.npz", "parameters.npz"
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 AGREEMENT_MEANING = "agreement with the float model on held-out synthetic images, not task accuracy"
 
@@ -50,7 +50,7 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Median milliseconds per run in ONNX Runtime, both files measured in turns."""
+    """Median milliseconds per run, both files measured in turns in the runtime they are for."""
 
     quantized: float
     float: builtins.float
@@ -91,8 +91,8 @@ class Layer:
 class Result:
     """Everything a run found. `problems` says in words what a user must know before using the file.
 
-    equalized: what was evened out, where the configuration leaves the choice. mixed: how the widths were chosen, where
-    they were. command: what was typed, or called in Python, to make it.
+    latency_ms: None where the runtime is not here. equalized: what was evened out, where the configuration leaves the
+    choice. mixed: how the widths were chosen, where they were. command: what was typed or called to make it.
     """
 
     model: str
@@ -111,7 +111,7 @@ class Result:
     peak_memory_bytes: int | None
     size_bytes: dict[str, int]
     kernels: Kernels
-    latency_ms: Latency
+    latency_ms: Latency | None
     agreement: Agreement
     simulation_match: SimulationMatch
     accuracy: Accuracy | None
@@ -182,7 +182,7 @@ def load_report(path: Path) -> Report:
         raise InputError(f"{path} is not a report of this version of dffg: {error}.") from error
 
 
-def find_problems(kernels: Kernels, latency: Latency, match: SimulationMatch) -> tuple[str, ...]:
+def find_problems(kernels: Kernels, latency: Latency | None, match: SimulationMatch) -> tuple[str, ...]:
     """What a user must know before using the file, in plain words."""
     problems = []
     if not match.holds:
@@ -191,7 +191,7 @@ def find_problems(kernels: Kernels, latency: Latency, match: SimulationMatch) ->
             f"integers are equal, somewhere they are {match.max_abs_difference_in_steps} steps apart, and the output "
             f"is off by {match.output_error:.1e} of its largest value"
         )
-    if latency.quantized >= latency.float:
+    if latency is not None and latency.quantized >= latency.float:
         problems.append(
             f"the quantized file is not faster than the float file here ({latency.quantized:.2f} ms against "
             f"{latency.float:.2f} ms); networks this small, or CPUs without int8 instructions, may gain nothing"

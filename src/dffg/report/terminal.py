@@ -15,7 +15,7 @@ from dffg.evaluation.metrics import Accuracy
 from dffg.inspection import Inspection
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
-from dffg.report.result import Images, Layer, Result
+from dffg.report.result import Images, Latency, Layer, Result
 
 
 def render(result: Result) -> RenderableType:
@@ -35,6 +35,13 @@ def _describe_images(images: Images) -> str:
     return f"{images.count} {images.source}{passes}"
 
 
+def _describe_latency(latency: Latency) -> str:
+    return (
+        f"{latency.float:.2f} ms -> {latency.quantized:.2f} ms ({latency.speedup:.1f}x), batch {latency.batch}, "
+        f"{latency.threads} threads"
+    )
+
+
 def describe_accuracy(accuracy: Accuracy) -> str:
     """Accuracy with its drop, standard error and sample size in one line."""
     return (
@@ -50,11 +57,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         ("network", f"{result.model}, {result.scheme} for {result.target}"),
         ("images", _describe_images(result.images)),
         ("size", f"{decimal(size['float'])} -> {decimal(size['quantized'])}"),
-        (
-            "latency",
-            f"{latency.float:.2f} ms -> {latency.quantized:.2f} ms ({latency.speedup:.1f}x), batch {latency.batch}, "
-            f"{latency.threads} threads",
-        ),
+        ("latency", "not measured here" if latency is None else _describe_latency(latency)),
         ("kernels", f"{kernels.integer} of {kernels.integer + kernels.float} convolutions and matrix products in int8"),
         (
             "simulation",

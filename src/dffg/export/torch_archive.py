@@ -1,0 +1,138 @@
+"""Write a torch.export archive in operators that every torch has, run it and look inside.
+
+Integers are rounded and clamped in plain arithmetic. torch's `quantized_decomposed` operators would say the same in
+fewer nodes, and exist only after an import of its deprecated quantization package: `torch.export.load` alone refuses
+files with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+
+from dffg.archive import refuse_code
+from dffg.errors import ExportError, InputError, first_line
+from dffg.export.onnx import METADATA_KEY
+from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.graph import WEIGHTED, Tap, aten, calls, standalone
+from dffg.images import Array, ImageSpec
+from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
+from dffg.quant.simulate import Quantized
+
+_INTEGERS = (torch.uint8, torch.int8)
+
+
+def write(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
+    """Write a quantized network: integers of weights and biases, and the arithmetic of the simulation."""
+    write_float(quantized.module, spec, path)
+
+
+def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
+    """Write a network."""
+    try:
+        program = torch.export.export(
+            standalone(module).eval(),
+            (torch.zeros(2, *spec.shape),),
+            dynamic_shapes=({0: Dim("batch")},),
+        ).run_decompositions(_DECOMPOSITIONS)
+    except Exception as error:
+        raise ExportError(f"this network cannot be written with torch.export: {first_line(error)}") from error
+    torch.export.save(program, path, extra_files={METADATA_KEY: json.dumps(asdict(spec))})
+
+
+def open_file(path: Path, threads: int = 0) -> Run:
+    """A file as a function of one batch, on as many threads as torch has."""
+    module = _load(path).module()
+
+    def run_batch(batch: Array) -> Array:
+        with torch.no_grad():
+            output: Array = module(torch.from_numpy(batch)).numpy()
+        return output
+
+    return run_batch
+
+
+def watch(quantized: Quantized, path: Path) -> Watch:
+    """A written file as a function that also gives the integers of every quantized tensor."""
+    module = _load(path).module()
+    rounded = [node.name for node in module.graph.nodes if _is_rounded(node)]
+    names = dict(zip(rounded, (tensor.name for tensor in quantized.tensors), strict=True))
+
+    def run_batch(batch: Array) -> tuple[Array, dict[str, NDArray[Any]]]:
+        seen: dict[str, NDArray[Any]] = {}
+
+        def visit(name: str, value: Any) -> Any:
+            if name in names:
+                seen[names[name]] = value.numpy()
+            return value
+
+        with torch.no_grad():
+            return Tap(module, visit).run(torch.from_numpy(batch)).numpy(), seen
+
+    return run_batch
+
+
+def count_kernels(path: Path) -> Kernels:
+    """Every convolution and matrix product: torch computes them in float, on values that are integers times a scale."""
+    nodes = [node for node in _load(path).graph.nodes if node.op == "call_function"]
+    heavy = [node for node in nodes if calls(node, *WEIGHTED)]
+    other = Counter(str(node.target) for node in nodes if node not in heavy)
+    return Kernels(integer=0, float=len(heavy), other=dict(sorted(other.items())))
+
+
+def read_spec(path: Path) -> ImageSpec | None:
+    """The input description that dffg wrote into a file; None in files of others."""
+    stored = {METADATA_KEY: ""}
+    _load(path, stored)
+    return ImageSpec.from_dict(json.loads(stored[METADATA_KEY])) if stored[METADATA_KEY] else None
+
+
+def _load(path: Path, extra_files: dict[str, Any] | None = None) -> ExportedProgram:
+    refuse_code(path)
+    try:
+        return torch.export.load(path, extra_files=extra_files)
+    except Exception as error:
+        raise InputError(f"torch cannot load {path}: {first_line(error)}") from error
+
+
+def _is_rounded(node: fx.Node) -> bool:
+    is_cast = calls(node, aten._to_copy.default) and node.kwargs.get("dtype") in _INTEGERS
+    return is_cast and calls(node.args[0], aten.clamp.default)
+
+
+def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    return ((x / scale).round() + zero_point).clamp(quant_min, quant_max).to(zero_point.dtype)
+
+
+def _dequantize(levels: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
+    shape = [] if axis is None else [-1 if dim == axis else 1 for dim in range(levels.dim())]
+    return (levels.float() - zero_point.float().reshape(shape)) * scale.reshape(shape)
+
+
+def _global_average_pool(x: Tensor) -> Tensor:
+    return x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+
+
+_DECOMPOSITIONS: Any = {QUANTIZE: _quantize, DEQUANTIZE: _dequantize, GLOBAL_AVERAGE_POOL: _global_average_pool}
+
+RUNTIME = Runtime(
+    suffixes=(".pt2",),
+    write=write,
+    write_float=write_float,
+    open=open_file,
+    watch=watch,
+    count_kernels=count_kernels,
+    read_spec=read_spec,
+    notes=(
+        "torch computes the archive in float, on the values of the integers: it is exact, to look at and to go on "
+        "from, and not faster",
+    ),
+)
