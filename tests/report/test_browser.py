@@ -146,6 +146,8 @@ def test_layers_are_sorted_by_mouse_and_by_keyboard(browser, pages):
     heads.nth(noise - 1).locator("button").click()
     assert column(page, noise) == [*(f"{ratio:.1f}" for ratio in sorted(ratios, reverse=True)), "\u2013"]
     assert heads.nth(noise - 1).get_attribute("aria-sort") == "descending"
+    heads.nth(noise - 1).locator("button").click()
+    assert column(page, noise) == [*(f"{ratio:.1f}" for ratio in sorted(ratios)), "\u2013"]
     heads.nth(place - 1).locator("button").focus()
     page.keyboard.press("Enter")
     assert column(page, place) == [str(number) for number in range(1, 13)]

@@ -53,11 +53,14 @@ def test_few_columns_are_spread_over_many_steps():
 
 
 def test_what_a_chain_that_was_cut_off_did_not_keep_is_left_empty():
-    made = made_set().first(7)
-    found = gallery(made)
+    found = gallery(made_set().first(7))
     assert [(row.chain, row.image) for row in found.rows] == [(1, 1), (1, 2), (2, 1)]
     assert found.rows[-1].pictures[1] is None
     assert level(found.rows[-1].pictures[0]) == 56
+    first, second = gallery(made_set().first(10)).rows[-2:]
+    assert [level(address) for address in first.pictures] == [56, 57]
+    assert level(second.pictures[0]) == 66
+    assert second.pictures[1] is None
 
 
 def test_large_pictures_are_made_smaller_and_small_ones_are_exact():
