@@ -204,8 +204,9 @@ def roofline(theme: str) -> Figure:
     colors, shown = THEMES[theme], tables.steps()
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot()
-    if shown:
-        _draw_roof(axes, shown, colors)
+    if not shown:
+        return figure
+    _draw_roof(axes, shown, colors)
     styles = {"floor": (colors["real"], "s"), "fast": (colors["ours"], "o"), "reference": (colors["noise"], "v")}
     labels = {"floor": "convolutions alone", "fast": "our step", "reference": "the formula, by autograd"}
     for name, (color, marker) in styles.items():
