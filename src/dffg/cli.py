@@ -92,7 +92,7 @@ def output_options(command: Command) -> Command:
 def cli() -> None:
     """Data-free quantization: from a trained network to a verified file of 8 bits or fewer, without data.
 
-    MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory or a .pt2 file.
+    MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx file.
     """
 
 
@@ -267,7 +267,7 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
 def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any) -> int:
     """Measure the top-1 accuracy of an ONNX FILE in ONNX Runtime."""
     from dffg.evaluation.data import load_data
-    from dffg.export.onnx import read_spec
+    from dffg.onnx_file import read_spec
     from dffg.pipeline import evaluate as run
 
     score = run(file, load_data(data, _describe_input(read_spec(file), options), labelled=True))
@@ -308,10 +308,10 @@ def _load(options: dict[str, Any]) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     spec = _describe_input(loaded.spec, options)
     given = loaded.spec is not None and loaded.spec.source != "default"
     if given or options["mean"] or options["std"] or options["bounds"]:
-        return loaded, spec, (f"input normalization from {spec.source}",)
+        return loaded, spec, (f"input normalization from {spec.source}", *loaded.notes)
     note = "no --mean, --std or --bounds were given: assuming pixels in [0, 1] without normalization"
     click.echo(f"dffg: {note}", err=True)
-    return loaded, spec, (note,)
+    return loaded, spec, (note, *loaded.notes)
 
 
 def _describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
