@@ -236,6 +236,9 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
         node.target = _out_of_place(node.target)
     if calls(node, *_NAMED_PADDINGS):
         _write_padding_out(graph, node)
+    if calls(node, aten.view.default):
+        # Without the copies that are left out below, the memory may lie otherwise.
+        node.target = aten.reshape.default
     if calls(node, *_DROPOUTS, *_IDENTITIES):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)

@@ -133,11 +133,9 @@ def _layer_norm(
 
 
 def _local_response_norm(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
-    """Windows of an even size reach further forward; torch's own reach further back."""
-    before, channels = (size - 1) // 2, x.shape[1]
-    squares = F.pad(x.square(), [*[0, 0] * (x.dim() - 2), before, size - 1 - before])
-    total = sum(squares.narrow(1, first, channels) for first in range(size))
-    return x / (bias + alpha / size * total) ** beta
+    if size % 2 == 0:
+        raise NotImplementedError("a window of an even size is not supported")
+    return F.local_response_norm(x, size, alpha, beta, bias)
 
 
 def _optional(value: Value | None) -> Tensor | None:

@@ -21,8 +21,8 @@ _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QL
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 KEEP_BATCH_NORM = (
     "Exporters fold BatchNorm into the convolutions unless told otherwise, and with it goes what the network "
-    "remembers. Export again, in eval mode, with torch.onnx.export(..., dynamo=True, optimize=False) or torch.onnx.export(..., "
-    "dynamo=False, training=torch.onnx.TrainingMode.PRESERVE), or give the PyTorch network itself."
+    "remembers. Export again, in eval mode, with torch.onnx.export(..., dynamo=True, optimize=False) or "
+    "torch.onnx.export(..., dynamo=False, training=torch.onnx.TrainingMode.PRESERVE), or give the PyTorch network."
 )
 
 

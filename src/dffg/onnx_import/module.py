@@ -20,7 +20,7 @@ from dffg.onnx_import.numbers import NUMBER_OPERATORS
 from dffg.onnx_import.operators import NUMBER_INPUTS, tensor_operator
 from dffg.onnx_import.values import Numbers, Value, numbers, tensor
 
-_INSTEAD = "Export the network without it, or give the PyTorch network itself (package.module:factory or a .pt2 file)."
+_INSTEAD = "Export the network without it, or give the PyTorch network itself (package.module:factory, or a .pt2 file)."
 _STATISTICS = {"BatchNormalization": (3, 4)}
 
 
@@ -47,11 +47,11 @@ class Step:
             raise CaptureError(f"in {self.operator} {self.name}: {error}. {_INSTEAD}") from error
         except Exception as error:
             raise RuntimeError(f"in {self.operator} {self.name}: {first_line(error)}") from error
-        results = result if isinstance(result, (tuple, list)) else (result,)
+        results = result if isinstance(result, tuple) else (result,)
         return dict(zip(self.outputs, map(_as_value, results)))
 
     def _function(self, given: list[Value | None]) -> Callable[..., Any]:
-        only_numbers = all(not isinstance(value, Tensor) for value in given)
+        only_numbers = not any(isinstance(value, (Tensor, list)) for value in given)
         if self.on_numbers is not None and only_numbers:
             return self.on_numbers
         if self.on_tensors is None:
@@ -254,5 +254,5 @@ def _reads(steps: list[Step]) -> Iterator[tuple[Step, int, str]]:
             yield step, index, name
 
 
-def _as_value(result: Any) -> Value:
-    return result if isinstance(result, (Tensor, np.ndarray)) else numbers(result)
+def _as_value(result: Any) -> Any:
+    return result if isinstance(result, (Tensor, np.ndarray, list)) else numbers(result)

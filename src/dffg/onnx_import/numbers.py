@@ -88,7 +88,7 @@ NUMBER_OPERATORS: dict[str, Callable[..., Any]] = {
     "Where": np.where,
     "Cast": _cast,
     "Identity": lambda value: value,
-    "Shape": lambda value: numbers(value.shape),
+    "Shape": lambda value, *, start=0, end=None: numbers(value.shape[start:end]),
     "Gather": lambda value, indices, *, axis=0: np.take(value, np.array(indices, dtype=np.int64), axis),
     "Concat": lambda *values, axis: np.concatenate(values, axis),
     "Slice": _slice,

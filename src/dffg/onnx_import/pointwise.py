@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -92,6 +93,11 @@ def _cast(x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
     return x.to(known[str(kind)])
 
 
+def _cast_like(x: Value, like: Tensor, *, saturate: int = 1) -> Value:
+    """A number beside a tensor takes its type by itself."""
+    return x if isinstance(x, np.ndarray) and x.ndim == 0 else tensor(x).to(like.dtype)
+
+
 POINTWISE: dict[str, Callable[..., Any]] = {
     "Add": _with_operands(operator.add),
     "Sub": _with_operands(operator.sub),
@@ -133,7 +139,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "Softmax": lambda x, *, axis=-1: F.softmax(x, axis),
     "LogSoftmax": lambda x, *, axis=-1: F.log_softmax(x, axis),
     "Cast": _cast,
-    "CastLike": lambda x, like, *, saturate=1: tensor(x).to(tensor(like).dtype),
+    "CastLike": _cast_like,
     "Identity": lambda x: x,
     "Dropout": lambda x, ratio=0.5, training_mode=None, *, seed=0: x,
 }

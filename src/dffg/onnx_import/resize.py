@@ -83,17 +83,17 @@ def _new_size(size: int, factor: float) -> int:
     return round(exact) if math.isclose(exact, round(exact), rel_tol=1e-6) else math.floor(exact)
 
 
-def _positions(old: int, new: int, factor: float, transformation: str) -> NDArray[np.float64]:
-    """Where in the old axis every new element lies, in elements."""
-    index = np.arange(new, dtype=np.float64)
+def _positions(old: int, new: int, factor: float, transformation: str) -> NDArray[np.float32]:
+    """Where in the old axis every new element lies, in elements; in single precision, which decides ties."""
+    index = np.arange(new, dtype=np.float32)
     if transformation == "align_corners":
-        return index * (old - 1) / (new - 1) if new > 1 else index
+        return index * np.float32(old - 1) / np.float32(new - 1) if new > 1 else index
     if transformation == "pytorch_half_pixel" and new == 1:
-        return np.zeros(1)
+        return np.zeros(1, dtype=np.float32)
     if transformation in ("half_pixel", "pytorch_half_pixel"):
-        return (index + 0.5) / factor - 0.5
+        return (index + np.float32(0.5)) / np.float32(factor) - np.float32(0.5)
     if transformation == "asymmetric":
-        return index / factor
+        return index / np.float32(factor)
     raise NotImplementedError(f"the coordinates {transformation} are not supported")
 
 
@@ -110,7 +110,7 @@ def _pick(x: Tensor, chosen: dict[int, NDArray[np.int64]]) -> Tensor:
     return x
 
 
-def _interpolate(x: Tensor, positions: dict[int, NDArray[np.float64]]) -> Tensor:
+def _interpolate(x: Tensor, positions: dict[int, NDArray[np.float32]]) -> Tensor:
     sizes = {axis: len(position) for axis, position in positions.items()}
     for corners, transformation in ((False, "half_pixel"), (True, "align_corners")):
         same = all(
@@ -124,10 +124,10 @@ def _interpolate(x: Tensor, positions: dict[int, NDArray[np.float64]]) -> Tensor
     return x
 
 
-def _mix_neighbors(x: Tensor, axis: int, position: NDArray[np.float64]) -> Tensor:
+def _mix_neighbors(x: Tensor, axis: int, position: NDArray[np.float32]) -> Tensor:
     before = np.floor(position).astype(np.int64)
     after = np.minimum(before + 1, x.shape[axis] - 1)
-    share = torch.from_numpy((position - before).astype(np.float32)).reshape(-1, *[1] * (x.dim() - 1 - axis))
+    share = torch.from_numpy(position - before.astype(np.float32)).reshape(-1, *[1] * (x.dim() - 1 - axis))
     left, right = (x.index_select(axis, torch.from_numpy(indices)) for indices in (before, after))
     return left + share * (right - left)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +28,8 @@ def _reshape(x: Tensor, shape: Value | list[int], *, allowzero: int = 0) -> Tens
 def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     if axis == 1:
         return torch.flatten(x, 1)
-    front = functools.reduce(lambda a, b: a * b, x.shape[: axis % (x.dim() + 1)], 1)
-    return x.reshape(front, -1)
+    axis = axis if axis >= 0 else axis + x.dim()
+    return x.reshape(functools.reduce(operator.mul, x.shape[:axis], 1), -1)
 
 
 def _unsqueeze(x: Tensor, axes: Value | list[int]) -> Tensor:
@@ -45,6 +46,14 @@ def _squeeze(x: Tensor, axes: Value | list[int] | None = None) -> Tensor:
 
 def _split(x: Tensor, split: Value | list[int] | None = None, *, axis: int = 0, num_outputs: int) -> tuple[Tensor, ...]:
     return torch.split(x, ints(split) or -(-x.shape[axis] // num_outputs), axis)
+
+
+def _split_to_sequence(x: Tensor, split: Value | None = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
+    """Parts of one size where a single one is given; a list is one value, which SequenceAt reads."""
+    if split is None:
+        return [part if keepdims else part.squeeze(axis) for part in torch.split(x, 1, axis)]
+    whole = isinstance(split, np.ndarray) and split.ndim == 0
+    return list(torch.split(x, ints(split)[0] if whole else ints(split), axis))
 
 
 def _slice(
@@ -123,6 +132,8 @@ SHAPING: dict[str, Callable[..., Any]] = {
     "Unsqueeze": _unsqueeze,
     "Concat": lambda *values, axis: torch.cat([tensor(value) for value in values], axis),
     "Split": _split,
+    "SplitToSequence": _split_to_sequence,
+    "SequenceAt": lambda parts, position: parts[scalar(position)],
     "Slice": _slice,
     "Gather": _gather,
     "Expand": _expand,
