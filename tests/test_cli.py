@@ -930,7 +930,7 @@ def test_installed_command_works(here):
 
 
 def test_spec_of_the_file_is_used_by_evaluate(overwritten):
-    from dffg.export.onnx import read_spec
+    from dffg.onnx_file import read_spec
 
     assert read_spec(overwritten[1] / "model.onnx") == ImageSpec(
         shape=(3, 16, 16), mean=(0.5,), std=(0.25,), source="the command line"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from dffg.errors import CaptureError, InputError, StatisticsError, first_line
+from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.graph import BATCH_NORM, aten, calls, is_stored, layer_name, optional_tensor, stored_tensor
 from dffg.images import ImageSpec
 
@@ -173,6 +173,8 @@ def _try_forward(model: nn.Module, example: Tensor, spec: ImageSpec) -> None:
         raise CaptureError(
             f"the network does not take one tensor ({error}); several inputs are not supported yet."
         ) from error
+    except DffgError:
+        raise
     except Exception as error:
         shape = "x".join(map(str, spec.shape))
         raise InputError(
@@ -234,6 +236,9 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
         node.target = _out_of_place(node.target)
     if calls(node, *_NAMED_PADDINGS):
         _write_padding_out(graph, node)
+    if calls(node, aten.view.default):
+        # Without the copies that are left out below, the memory may lie otherwise.
+        node.target = aten.reshape.default
     if calls(node, *_DROPOUTS, *_IDENTITIES):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)

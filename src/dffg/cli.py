@@ -110,7 +110,7 @@ def output_options(command: Command) -> Command:
 def cli() -> None:
     """Data-free quantization: from a trained network to a verified file of 8 bits or fewer, without data.
 
-    MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory or a .pt2 file.
+    MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx file.
     """
 
 
@@ -423,11 +423,11 @@ def _load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tupl
     spec = _describe_input(loaded.spec, options)
     given = loaded.spec is not None and loaded.spec.source != "default"
     if given or options["mean"] or options["std"] or options["bounds"]:
-        return loaded, spec, (f"input normalization from {spec.source}",)
+        return loaded, spec, (f"input normalization from {spec.source}", *loaded.notes)
     note = "no --mean, --std or --bounds were given: assuming pixels in [0, 1] without normalization"
     if not quiet:
         click.echo(f"dffg: {note}", err=True)
-    return loaded, spec, (note,)
+    return loaded, spec, (note, *loaded.notes)
 
 
 def _describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:

@@ -24,17 +24,21 @@ from dffg.captured import program_input_shape
 from dffg.errors import InputError, first_line
 from dffg.images import ImageSpec
 
-FORMS = "demo:NAME, timm:NAME, torchvision:NAME, package.module:factory or a .pt2 file"
+FORMS = "demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx file"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A network ready to capture. `spec` is None where nothing says what its input looks like."""
+    """A network ready to capture. `spec` is None where nothing says what its input looks like.
+
+    notes: what a report must say about where it comes from.
+    """
 
     model: nn.Module | ExportedProgram
     spec: ImageSpec | None
     name: str
+    notes: tuple[str, ...] = ()
 
 
 def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -> Loaded:
@@ -45,6 +49,8 @@ def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -
     """
     if name.endswith(".pt2"):
         return _load_program(Path(name), weights, trust)
+    if name.endswith(".onnx"):
+        return _load_onnx(Path(name), weights)
     kind, _, rest = name.partition(":")
     if not rest:
         raise InputError(f"{name!r} is not a network dffg knows; give {FORMS}.")
@@ -105,10 +111,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:
-    if weights is not None:
-        raise InputError("a .pt2 file holds its own weights; leave --weights out.")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.")
+    _require_own_weights(path, weights)
     if not trust:
         refuse_code(path)
     try:
@@ -117,6 +120,21 @@ def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:
         raise InputError(f"{path} is not a readable torch.export archive: {first_line(error)}") from error
     spec = ImageSpec(shape=program_input_shape(program), source="default")
     return Loaded(model=program, spec=spec, name=path.name)
+
+
+def _load_onnx(path: Path, weights: Path | None) -> Loaded:
+    from dffg.onnx_import.load import load_onnx
+
+    _require_own_weights(path, weights)
+    found = load_onnx(path)
+    return Loaded(model=found.module, spec=found.spec, name=path.name, notes=found.notes)
+
+
+def _require_own_weights(path: Path, weights: Path | None) -> None:
+    if weights is not None:
+        raise InputError(f"a {path.suffix} file holds its own weights; leave --weights out.")
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
 
 
 def _load_factory(module_name: str, factory_name: str) -> Loaded:

@@ -14,10 +14,11 @@ from onnx import TensorProto, numpy_helper
 from torch import fx, nn
 
 from dffg.errors import ExportError, InputError
-from dffg.export.onnx import load, quantized_value_name, read_spec, write_float, write_quantized
+from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
 from dffg.images import ImageSpec
+from dffg.onnx_file import load, read_spec
 from dffg.quant.operators import QUANTIZE
 from dffg.quant.simulate import Quantized
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, exported, normalized

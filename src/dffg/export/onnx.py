@@ -1,4 +1,4 @@
-"""Write a graph as standard ONNX, quantized operators as Q/DQ pairs, and read back what describes its input."""
+"""Write a graph as standard ONNX, quantized operators as Q/DQ pairs, with a description of its input."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from onnxscript import opset21 as op
 from torch import fx
 from torch.export import Dim
 
-from dffg.errors import ExportError, InputError, first_line
+from dffg.errors import ExportError, first_line
 from dffg.export.packing import pack_weights
 from dffg.images import ImageSpec
+from dffg.onnx_file import METADATA_KEY
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized, weight_name
 
 OPSET = 21
 INPUT_NAME, OUTPUT_NAME = "input", "output"
-METADATA_KEY = "dffg.input"
 ONNX_FILE = "model.onnx"
 _QUANTIZED_SUFFIX = "_quantized"
 _WHOLE_TYPES = ((0, 255), (-128, 127))
@@ -65,25 +65,6 @@ def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
 def quantized_value_name(tensor: str) -> str:
     """Name, in the file, of the integers of a quantized tensor."""
     return f"{tensor}{_QUANTIZED_SUFFIX}"
-
-
-def read_spec(path: Path) -> ImageSpec | None:
-    """The input description that dffg wrote into a file; None in files of others."""
-    model = load(path)
-    stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
-    if stored is None:
-        return None
-    return ImageSpec.from_dict(json.loads(stored))
-
-
-def load(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file, or say what is wrong with it."""
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except Exception as error:
-        raise InputError(f"{path} is not a readable ONNX file: {error}") from error
-    return model
 
 
 def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:

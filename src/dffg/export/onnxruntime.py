@@ -14,9 +14,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dffg.errors import InputError
-from dffg.export.onnx import quantized_value_name, read_spec, write_float, write_quantized
+from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.images import Array
+from dffg.onnx_file import read_spec
 from dffg.quant.simulate import Quantized
 
 INTEGER_KERNELS = frozenset(

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import fx
 
 from dffg.errors import InputError, first_line
-from dffg.export.onnx import METADATA_KEY, ONNX_FILE, quantized_value_name, write_float, write_quantized
+from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.images import Array, ImageSpec
+from dffg.onnx_file import METADATA_KEY
 from dffg.quant.simulate import Quantized
 
 _HEAVY = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})

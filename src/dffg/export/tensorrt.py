@@ -17,8 +17,9 @@ from pathlib import Path
 import onnx
 
 from dffg.export import onnxruntime
-from dffg.export.onnx import load, read_spec, write_float, write_quantized
+from dffg.export.onnx import write_float, write_quantized
 from dffg.export.runtime import Kernels, Runtime
+from dffg.onnx_file import load, read_spec
 
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

@@ -20,10 +20,10 @@ from torch.export import Dim, ExportedProgram
 
 from dffg.archive import refuse_code
 from dffg.errors import ExportError, InputError, first_line
-from dffg.export.onnx import METADATA_KEY
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.graph import WEIGHTED, Tap, aten, calls, standalone
 from dffg.images import Array, ImageSpec
+from dffg.onnx_file import METADATA_KEY
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized
 

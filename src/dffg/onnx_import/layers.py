@@ -1,0 +1,154 @@
+"""ONNX operators with weights or statistics, as torch calls that capture recognizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dffg.onnx_import.values import Value, operand, tensor
+from dffg.onnx_import.windows import of_rank, windows
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Value | None = None,
+    *,
+    kernel_shape: list[int] | None = None,
+    strides: list[int] | None = None,
+    dilations: list[int] | None = None,
+    pads: list[int] | None = None,
+    auto_pad: str = "NOTSET",
+    group: int = 1,
+) -> Tensor:
+    found = windows(x, list(weight.shape[2:]), strides, dilations, pads, auto_pad)
+    padding = found.begin if found.is_symmetric else [0] * len(found.kernel)
+    padded = x if found.is_symmetric else found.pad(x)
+    convolve = of_rank("conv", len(found.kernel))
+    result: Tensor = convolve(padded, weight, _optional(bias), found.strides, padding, found.dilations, group)
+    return result
+
+
+def _conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Value | None = None,
+    *,
+    kernel_shape: list[int] | None = None,
+    strides: list[int] | None = None,
+    dilations: list[int] | None = None,
+    pads: list[int] | None = None,
+    output_padding: list[int] | None = None,
+    output_shape: list[int] | None = None,
+    auto_pad: str = "NOTSET",
+    group: int = 1,
+) -> Tensor:
+    """Padding crops the result; what torch cannot express is cropped afterwards."""
+    found = windows(x, list(weight.shape[2:]), strides, dilations, pads, "NOTSET")
+    rank = len(found.kernel)
+    extra = output_padding or [0] * rank
+    begin, end = found.begin, found.end
+    if output_shape is not None or auto_pad.startswith("SAME"):
+        sizes = output_shape or [size * stride for size, stride in zip(x.shape[2:], found.strides)]
+        full = [
+            s * (size - 1) + e + d * (k - 1) + 1
+            for size, s, e, d, k in zip(x.shape[2:], found.strides, extra, found.dilations, found.kernel)
+        ]
+        totals = [max(whole - size, 0) for whole, size in zip(full, sizes[-rank:])]
+        less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+        begin, end = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+    transpose = of_rank("conv_transpose", rank)
+    shared = [min(pair) for pair in zip(begin, end)]
+    result: Tensor = transpose(x, weight, _optional(bias), found.strides, shared, extra, group, found.dilations)
+    for axis, (first, last, cut) in enumerate(zip(begin, end, shared), start=2):
+        result = result.narrow(axis, first - cut, result.shape[axis] - (first - cut) - (last - cut))
+    return result
+
+
+def _gemm(
+    a: Tensor,
+    b: Tensor,
+    c: Value | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,  # noqa: N803
+    transB: int = 0,  # noqa: N803
+) -> Tensor:
+    x, weight = a.t() if transA else a, b if transB else b.t()
+    weight = weight if alpha == 1 else alpha * weight
+    if c is None:
+        return F.linear(x, weight)
+    added = operand(c) if beta == 1 else beta * operand(c)
+    if isinstance(added, Tensor) and added.numel() == weight.shape[0] and added.shape[-1] == added.numel():
+        return F.linear(x, weight, added.reshape(-1))
+    result: Tensor = F.linear(x, weight) + added
+    return result
+
+
+def _matmul(a: Value, b: Value, bias: Tensor | None = None) -> Tensor:
+    """As a linear layer where the second is a matrix."""
+    a, b = tensor(a), tensor(b)
+    if b.dim() == 2 and a.dim() > 1:
+        return F.linear(a, b.t(), bias)
+    return torch.matmul(a, b) if bias is None else torch.matmul(a, b) + bias
+
+
+def _batch_norm(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    spatial: int = 1,
+    training_mode: int = 0,
+) -> Tensor:
+    """On the stored statistics, as in use; in a file exported while training too."""
+    if not spatial:
+        raise NotImplementedError("statistics for every position (spatial=0) are not supported")
+    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
+
+
+def _instance_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
+
+
+def _layer_norm(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+) -> Tensor:
+    return F.layer_norm(x, list(x.shape[axis % x.dim() :]), scale, bias, epsilon)
+
+
+def _local_response_norm(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
+    if size % 2 == 0:
+        raise NotImplementedError("a window of an even size is not supported")
+    return F.local_response_norm(x, size, alpha, beta, bias)
+
+
+def _optional(value: Value | None) -> Tensor | None:
+    return None if value is None else tensor(value)
+
+
+LAYERS: dict[str, Callable[..., Any]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batch_norm,
+    "InstanceNormalization": _instance_norm,
+    "LayerNormalization": _layer_norm,
+    "LRN": _local_response_norm,
+}
