@@ -310,7 +310,13 @@ def test_a_file_that_fails_verification_is_written_with_exit_code_3(here, monkey
     import dffg.pipeline
 
     bad = SimulationMatch(
-        top1=0.5, equal_share=0.5, max_abs_difference_in_steps=9, worst_tensor="relu", output_error=0.0, count=16
+        top1=0.5,
+        equal_share=0.5,
+        max_abs_difference_in_steps=9,
+        worst_tensor="relu",
+        output_error=0.0,
+        unwatched_noise=0.0,
+        count=16,
     )
     monkeypatch.setattr(dffg.pipeline, "match_simulation", lambda *_arguments: bad)
     ended = run("quantize", *TINY, "--out", here / "unverified", *QUICK, "--json")

@@ -19,17 +19,26 @@ from dffg.pipeline import evaluate, quantize
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized, simulate
 from tests.digits import SPEC as DIGITS
-from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, folder, normalized
+from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, Body, folder, mean_head, normalized
 from tests.networks import randomize
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed; dffg[executorch] brings it.")
 CONFIG = QuantizationConfig(target="executorch")
+NETWORKS = {
+    **MIDDLES,
+    **FLOAT_OPERATIONS,
+    "residual-chain": lambda: Body(lambda body, x: mean_head(body, _add(_add(x, body.left), body.right))),
+}
 NAME = "residual"
+
+
+def _add(x: torch.Tensor, block: torch.nn.Module) -> torch.Tensor:
+    return x + block(x)
 
 
 @cache
 def quantized(name: str) -> Quantized:
-    model = randomize((MIDDLES | FLOAT_OPERATIONS)[name](), seed=len(name))
+    model = randomize(NETWORKS[name](), seed=len(name))
     return simulate(capture(model, spec=SPEC, name=name), [normalized(16), normalized(16, seed=1)], CONFIG)
 
 
@@ -40,13 +49,14 @@ def written(name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", [*MIDDLES, *FLOAT_OPERATIONS])
+@pytest.mark.parametrize("name", list(NETWORKS))
 def test_computes_what_was_decided_with_integer_kernels(name):
     found = match_simulation(quantized(name), written(name), normalized(8, seed=9), RUNTIME)
     assert found.holds, found
     assert found.top1 >= 7 / 8
     kernels = count_kernels(written(name))
-    assert (kernels.integer, kernels.float) == (len(quantized(name).layers), 0)
+    # XNNPACK computes a BatchNorm that stays by itself as a convolution.
+    assert (kernels.integer, kernels.float) == (len(quantized(name).layers), int(name == "batch-norm"))
 
 
 def test_writing_leaves_the_simulation_as_it_is():

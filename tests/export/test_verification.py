@@ -155,23 +155,27 @@ def test_fails_when_a_bias_is_changed(tmp_path, layer):
 
 
 @pytest.mark.parametrize(
-    ("share", "steps", "error", "holds"),
+    ("share", "steps", "error", "noise", "holds"),
     [
-        (1.0, 0, 0.0, True),
-        (0.999, 1, 1e-3, True),
-        (0.9989, 1, 0.0, False),
-        (1.0, 2, 0.0, False),
-        (0.9999, 2, 0.0, False),
-        (1.0, 0, 1.1e-3, False),
+        (1.0, 0, 0.0, 0.0, True),
+        (0.999, 1, 1e-3, 0.5, True),
+        (0.9989, 1, 0.0, 0.0, False),
+        (1.0, 2, 0.0, 0.0, False),
+        (0.9999, 2, 0.0, 0.0, False),
+        (1.0, 0, 1.1e-3, 0.0, False),
+        (1.0, 0, 0.0, 0.51, False),
     ],
 )
-def test_limits_are_999_in_1000_one_step_and_a_thousandth_of_the_output(share, steps, error, holds):
+def test_limits_are_999_in_1000_one_step_a_thousandth_of_the_output_and_half_the_noise(
+    share, steps, error, noise, holds
+):
     found = SimulationMatch(
         top1=0.5,
         equal_share=share,
         max_abs_difference_in_steps=steps,
         worst_tensor="relu",
         output_error=error,
+        unwatched_noise=noise,
         count=1,
     )
     assert found.holds is holds
@@ -280,7 +284,15 @@ def test_a_tie_may_be_rounded_either_way_and_nothing_else():
 
 def test_fails_when_the_file_answers_otherwise_unless_it_is_watched():
     quantized, path = exported(NAME).quantized, exported(NAME).path
-    runtime = replace(RUNTIME, open=lambda path, threads: lambda batch: RUNTIME.open(path, threads)(batch) * 1.01)
-    found = match_simulation(quantized, path, normalized(8, seed=9), runtime)
-    assert found.equal_share == 1.0
-    assert not found.holds
+    images = normalized(8, seed=9)
+    with torch.no_grad():
+        noise = (quantized.float_module(images) - quantized.module(images)).numpy()
+
+    def found_with(share):
+        moved = RUNTIME.open(path, 0)(images.numpy()) + np.sqrt(share) * noise
+        return match_simulation(quantized, path, images, replace(RUNTIME, open=lambda path, threads: lambda _: moved))
+
+    assert found_with(0.4).unwatched_noise == pytest.approx(0.4, rel=1e-2)
+    assert found_with(0.4).holds
+    assert found_with(0.6).equal_share == 1.0
+    assert not found_with(0.6).holds

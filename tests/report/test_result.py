@@ -22,7 +22,13 @@ from dffg.report.terminal import describe_accuracy, render
 KERNELS = Kernels(integer=3, float=0, other={"Reshape": 1})
 LATENCY = Latency(float=4.0, quantized=2.0, batch=1, threads=2)
 MATCH = SimulationMatch(
-    top1=1.0, equal_share=0.9995, max_abs_difference_in_steps=1, worst_tensor="relu", output_error=0.0, count=16
+    top1=1.0,
+    equal_share=0.9995,
+    max_abs_difference_in_steps=1,
+    worst_tensor="relu",
+    output_error=0.0,
+    unwatched_noise=0.0,
+    count=16,
 )
 ACCURACY = Accuracy(
     float_top1=71.5,

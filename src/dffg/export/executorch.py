@@ -27,6 +27,7 @@ from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.graph import add_tensor, aten, calls, is_stored, nodes_by_name, standalone, stored_tensor, with_output
 from dffg.images import Array, ImageSpec
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
+from dffg.quant.placement import is_fused_padding
 from dffg.quant.simulate import Quantized
 
 _SHIFT = 128
@@ -132,6 +133,12 @@ def _in_torch_operators(module: fx.GraphModule) -> fx.GraphModule:
     """Replace our operators by those that ExecuTorch knows; what comes in is left as it is."""
     module = standalone(module)
     for node in list(module.graph.nodes):
+        if is_fused_padding(node) and calls(node.args[0], DEQUANTIZE):
+            _quantize_again(module, node)
+    for node in list(module.graph.nodes):
+        if calls(node, DEQUANTIZE):
+            _read_once(module, node)
+    for node in list(module.graph.nodes):
         if not calls(node, QUANTIZE, DEQUANTIZE, GLOBAL_AVERAGE_POOL):
             continue
         with module.graph.inserting_before(node):
@@ -142,6 +149,24 @@ def _in_torch_operators(module: fx.GraphModule) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _quantize_again(module: fx.GraphModule, padding: fx.Node) -> None:
+    """XNNPACK pads integers to integers; zero is one of them, so that nothing is rounded."""
+    read = padding.args[0]
+    made = read.args[0]  # type: ignore[union-attr]
+    with module.graph.inserting_after(padding):
+        levels = module.graph.call_function(QUANTIZE, (padding, *made.args[1:]))  # type: ignore[union-attr]
+    with module.graph.inserting_after(levels):
+        value = module.graph.call_function(DEQUANTIZE, (levels, *read.args[1:]))  # type: ignore[union-attr]
+    padding.replace_all_uses_with(value, delete_user_cb=lambda user: user is not levels)
+
+
+def _read_once(module: fx.GraphModule, dequantize: fx.Node) -> None:
+    """One for each reader: the partitioner takes a DQ with its reader, and of a shared one it makes cycles."""
+    for user in list(dequantize.users)[1:]:
+        with module.graph.inserting_before(user):
+            user.replace_input_with(dequantize, module.graph.node_copy(dequantize))
 
 
 def _written(module: fx.GraphModule, node: fx.Node) -> fx.Node:
