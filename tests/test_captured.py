@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dffg.captured import capture, program_input_shape
 from dffg.errors import CaptureError, InputError, StatisticsError
+from dffg.graph import LINEAR, calls, is_stored, layer_name, weight_of
 from dffg.images import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 
@@ -274,7 +275,7 @@ def test_missing_running_statistics_name_the_layer():
 
 
 def test_computed_statistics_are_not_supported():
-    model = with_norm(lambda self, x: F.batch_norm(x, 2 * self.bn.running_mean, self.bn.running_var))
+    model = with_norm(lambda self, x: F.batch_norm(x, x.mean() + self.bn.running_mean, self.bn.running_var))
     with pytest.raises(StatisticsError, match="computes its statistics"):
         capture(model, spec=SPEC)
 
@@ -311,3 +312,32 @@ def test_named_padding_becomes_numbers(kernel, dilation):
     x = inputs((3, 12, 10), 5)
     assert torch.allclose(made.module(x), model(x), rtol=1e-5, atol=1e-6)
     assert len(made.batch_norms) == 1
+
+
+def test_what_is_stored_is_computed_once_and_keeps_its_layer():
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn, self.head = nn.BatchNorm2d(3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return F.linear(self.bn(x).mean((2, 3)), 2 * self.head.weight.t())
+
+    model = randomize(Transposed())
+    found = capture(model, spec=SPEC)
+    linear = next(node for node in found.module.graph.nodes if calls(node, LINEAR))
+    assert is_stored(linear.args[1])
+    assert layer_name(linear) == "head"
+    assert torch.allclose(weight_of(found.module, linear), 2 * model.head.weight.t())
+    x = inputs((3, 8, 8))
+    assert torch.allclose(found.module(x), model(x), atol=1e-6)
+
+
+def test_a_view_of_what_was_copied_survives_without_the_copy():
+    """As in ShuffleNet: channels are exchanged, copied, and looked at in another shape."""
+
+    def shuffle(self, x):
+        return self.bn(self.conv(x).transpose(1, 2).contiguous().view(-1, 24, 8).reshape(-1, 3, 8, 8))
+
+    model, x = with_norm(shuffle), inputs((3, 8, 8))
+    assert torch.allclose(capture(model, spec=SPEC).module(x), model(x), atol=1e-6)

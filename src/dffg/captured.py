@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
-from dffg.graph import BATCH_NORM, aten, calls, is_stored, layer_name, optional_tensor, stored_tensor
+from dffg.graph import BATCH_NORM, aten, calls, fold_constants, is_stored, layer_name, optional_tensor, stored_tensor
 from dffg.images import ImageSpec
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
@@ -224,6 +224,7 @@ def _functional_module(program: ExportedProgram) -> fx.GraphModule:
         _make_functional(graph, node)
     graph.eliminate_dead_code()
     module = fx.GraphModule(source, graph)
+    fold_constants(module)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module

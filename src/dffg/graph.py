@@ -122,6 +122,33 @@ def add_tensor(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
         return module.graph.get_attr(name)
 
 
+def fold_constants(module: fx.GraphModule) -> None:
+    """Compute in place what depends on stored tensors alone, such as a weight that is transposed before its use.
+
+    The result is stored beside the first of these tensors, so that layers keep their names.
+    """
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or not node.all_input_nodes or not all(map(is_stored, node.all_input_nodes)):
+            continue
+        with torch.no_grad():
+            arguments = fx.map_arg((node.args, node.kwargs), lambda source: stored_tensor(module, source))
+            value = node.target(*arguments[0], **arguments[1])
+        if isinstance(value, Tensor):
+            _store_in_place(module, node, value)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _store_in_place(module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
+    path, name = str(node.all_input_nodes[0].target).rpartition(".")[0], f"{node.name}_computed"
+    module.get_submodule(path).register_buffer(name, value.contiguous())
+    with module.graph.inserting_before(node):
+        stored = module.graph.get_attr(f"{path}.{name}" if path else name)
+    stored.meta.update(node.meta)
+    node.replace_all_uses_with(stored)
+    module.graph.erase_node(node)
+
+
 class Tap(fx.Interpreter):
     """Runs a graph and hands every named result to `visit`, whose answer is used in its place."""
 
