@@ -200,7 +200,7 @@ def finetune(
 
 @contextmanager
 def _says_what_is_kept(out: Path) -> Iterator[None]:
-    from dffg.pipeline import unfinished_directory
+    from dffg.output import unfinished_directory
 
     try:
         yield
@@ -232,12 +232,12 @@ def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -
 @config_options(SynthesisConfig)
 def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make calibration images for MODEL and save them for any tool."""
-    from dffg.output import check_directory, check_file, staged_directory, staged_file
+    from dffg.output import check_directory, check_file, claimed, staged_directory, staged_file
 
     is_file = out.suffix in (".npz", ".safetensors")
     (check_file if is_file else check_directory)(out, force=force)
     console = _console(quiet, as_json)
-    with _progress(console) as view:
+    with claimed(out), _progress(console) as view:
         view.stage("load")
         loaded, spec, _ = _load(options)
         from dffg.synthesis import synthesize_set

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dffg.captured import Captured, capture
-from dffg.checkpoint import Checkpoint, fingerprint
+from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import DffgError, InputError
+from dffg.errors import DffgError, InputError, OutputError
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
 from dffg.export.onnx import write_float, write_quantized
@@ -27,7 +26,14 @@ from dffg.export.packing import MOST_PACKED_BITS
 from dffg.export.verification import layer_sqnr_db, match_simulation
 from dffg.fold import fold_batch_norms
 from dffg.images import Array, ImageSpec, SyntheticSet
-from dffg.output import check_directory, file_hash, staged_directory
+from dffg.output import (
+    check_directory,
+    claimed,
+    file_hash,
+    staged_directory,
+    temporary_beside,
+    unfinished_directory,
+)
 from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.placement import prepare
 from dffg.quant.simulate import Decided, Quantized, decide, prepare_float
@@ -49,6 +55,7 @@ from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_cha
 MODEL_FILE, IMAGES_FILE, PARAMETERS_FILE, REPORT_FILE = "model.onnx", "images.npz", "parameters.npz", "report.json"
 _HELD_OUT_SEED_OFFSET = 1_000_003
 _VERIFIED_BATCH = 16
+_SHOWN_DIGITS = 12
 
 StageCallback = Callable[[str], None]
 
@@ -74,16 +81,11 @@ class _Run:
     clock: _Clock
     progress: ProgressCallback | None
     learning_progress: LearningCallback | None
+    work: dict[str, str]
 
-    @property
-    def unfinished(self) -> Path:
-        """Where long work keeps what it has done until the result is written."""
-        return unfinished_directory(self.out)
-
-
-def unfinished_directory(out: Path) -> Path:
-    """Beside a result, while it is learned: OUT.partial."""
-    return out.with_name(f"{out.name}.partial")
+    def kept(self, *decisive: Any) -> Checkpoint:
+        """Where long work keeps what it has done until the result is written. decisive: what decides how it goes."""
+        return Checkpoint(unfinished_directory(self.out), fingerprint(*decisive), self.work)
 
 
 def quantize(
@@ -115,31 +117,44 @@ def quantize(
     """
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
-    check_directory(Path(out), force=force)
     clock = _Clock(on_stage)
-    with clock.stage("capture"):
-        captured = _captured(model, spec, input_shape, name)
-    run = _Run(
-        captured=captured,
-        out=Path(out),
-        name=name or captured.name,
-        notes=notes,
-        evaluation=evaluation,
-        clock=clock,
-        progress=progress,
-        learning_progress=learning_progress,
-    )
-    with _cleared_where_refused(run.unfinished):
-        with clock.stage("synthesis"):
-            made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
-            kept = Checkpoint(run.unfinished, fingerprint(captured.module, made_with)) if learning.learns else None
-            images = _calibration_images(captured, made_with, calibration, progress, kept)
-        with clock.stage("calibration"):
-            ranges_from = images.inputs[: synthesis.count]
-            decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
-        if learning.learns:
-            decided = _learn(run, decided, images, learning, synthesis.seed)
-        return _finish(run, decided, images, quantization, learning, synthesis)
+    with _place(Path(out), force):
+        with clock.stage("capture"):
+            captured = _captured(model, spec, input_shape, name)
+        data = "real" if calibration is not None else "synthetic"
+        run = _Run(
+            captured=captured,
+            out=Path(out),
+            name=name or captured.name,
+            notes=notes,
+            evaluation=evaluation,
+            clock=clock,
+            progress=progress,
+            learning_progress=learning_progress,
+            work=_describe_work(captured, synthesis, quantization, learning, data=data),
+        )
+        with _unfinished_work(run, force):
+            return _quantize(run, synthesis, quantization, learning, calibration)
+
+
+def _quantize(
+    run: _Run,
+    synthesis: SynthesisConfig,
+    quantization: QuantizationConfig,
+    learning: LearningConfig,
+    calibration: Data | None,
+) -> Result:
+    captured, clock = run.captured, run.clock
+    with clock.stage("synthesis"):
+        made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
+        kept = run.kept(captured.module, made_with) if learning.learns else None
+        images = _calibration_images(captured, made_with, calibration, run.progress, kept)
+    with clock.stage("calibration"):
+        ranges_from = images.inputs[: synthesis.count]
+        decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
+    if learning.learns:
+        decided = _learn(run, decided, images, learning, synthesis.seed)
+    return _finish(run, decided, images, quantization, learning, synthesis)
 
 
 def finetune(
@@ -165,50 +180,88 @@ def finetune(
     `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more are
     asked for, new ones made as those were. Stopped work goes on, as in `quantize`.
     """
-    check_directory(Path(out), force=force)
     clock = _Clock(on_stage)
-    earlier = load_report(Path(quantized) / REPORT_FILE)
-    with clock.stage("capture"):
-        captured = _captured(model, spec, input_shape, name)
-        float_module, _ = prepare_float(captured, replace(earlier.quantization, equalize=earlier.equalized))
-        parameters = load_parameters(Path(quantized) / PARAMETERS_FILE, float_module)
-    run = _Run(
-        captured=captured,
-        out=Path(out),
-        name=name or captured.name,
-        notes=notes,
-        evaluation=evaluation,
-        clock=clock,
-        progress=progress,
-        learning_progress=learning_progress,
-    )
-    with _cleared_where_refused(run.unfinished):
+    with _place(Path(out), force):
+        earlier = load_report(Path(quantized) / REPORT_FILE)
+        with clock.stage("capture"):
+            captured = _captured(model, spec, input_shape, name)
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
-        with clock.stage("synthesis"):
-            calibration = _images_beside(Path(quantized), captured, earlier, images)
-            if calibration is None:
-                synthesis = synthesis.for_learning(images or 0)
-                kept = Checkpoint(run.unfinished, fingerprint(captured.module, synthesis))
-                calibration = _calibration_images(captured, synthesis, None, progress, kept)
-        scheme = None if earlier.quantization.is_mixed else earlier.quantization.scheme
-        decided = Decided(
-            float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
+        start = file_hash(Path(quantized) / REPORT_FILE)[:_SHOWN_DIGITS]
+        run = _Run(
+            captured=captured,
+            out=Path(out),
+            name=name or captured.name,
+            notes=notes,
+            evaluation=evaluation,
+            clock=clock,
+            progress=progress,
+            learning_progress=learning_progress,
+            work=_describe_work(captured, synthesis, earlier.quantization, start=start, steps=steps, images=images),
         )
-        learning = LearningConfig(
-            recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
-        )
-        decided = _learn(run, decided, calibration, learning, seed)
-        return _finish(run, decided, calibration, earlier.quantization, learning, synthesis)
+        with _unfinished_work(run, force):
+            return _finetune(run, Path(quantized), earlier, synthesis, steps, images)
+
+
+def _finetune(
+    run: _Run, quantized: Path, earlier: Report, synthesis: SynthesisConfig, steps: int, images: int | None
+) -> Result:
+    captured, clock = run.captured, run.clock
+    with clock.stage("capture"):
+        float_module, _ = prepare_float(captured, replace(earlier.quantization, equalize=earlier.equalized))
+        parameters = load_parameters(quantized / PARAMETERS_FILE, float_module)
+    with clock.stage("synthesis"):
+        calibration = _images_beside(quantized, captured, earlier, images)
+        if calibration is None:
+            synthesis = synthesis.for_learning(images or 0)
+            kept = run.kept(captured.module, synthesis)
+            calibration = _calibration_images(captured, synthesis, None, run.progress, kept)
+    scheme = None if earlier.quantization.is_mixed else earlier.quantization.scheme
+    decided = Decided(
+        float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
+    )
+    learning = LearningConfig(
+        recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
+    )
+    decided = _learn(run, decided, calibration, learning, synthesis.seed)
+    return _finish(run, decided, calibration, earlier.quantization, learning, synthesis)
 
 
 @contextmanager
-def _cleared_where_refused(unfinished: Path) -> Iterator[None]:
-    """Work that cannot go on as asked leaves nothing behind; work that is stopped does."""
+def _place(out: Path, force: bool) -> Iterator[None]:
+    """A directory that can be written, for this process alone."""
+    check_directory(out, force=force)
+    with claimed(out):
+        check_directory(out, force=force)  # another process may have written it just now
+        yield
+
+
+@contextmanager
+def _unfinished_work(run: _Run, force: bool) -> Iterator[None]:
+    """Go on from what was kept of the same work; work that cannot go on as asked leaves nothing behind.
+
+    Work that is stopped, or for which the disk has no room, keeps what it has done.
+    """
+    refuse_other_work(unfinished_directory(run.out), run.work, anew=force)
     try:
         yield
-    except DffgError:
-        Checkpoint(unfinished, "").remove()
+    except OutputError:
         raise
+    except DffgError:
+        run.kept().remove()
+        raise
+
+
+def _describe_work(captured: Captured, *configs: Any, **others: Any) -> dict[str, str]:
+    """Everything that decides how long work goes, by the names of the options."""
+    decisive = {
+        "dffg": package_version("dffg"),
+        "torch": package_version("torch"),
+        "the network": fingerprint(captured.module, captured.spec)[:_SHOWN_DIGITS],
+        **others,
+    }
+    for config in configs:
+        decisive |= asdict(config)
+    return {name: str(value) for name, value in decisive.items()}
 
 
 def _captured(
@@ -230,8 +283,8 @@ def _finish(
 ) -> Result:
     """Write the file, verify it in its runtime, and report."""
     captured, clock, quantized = run.captured, run.clock, decided.insert()
-    with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, tempfile.TemporaryDirectory() as scratch:
-        written, reference = staging / MODEL_FILE, Path(scratch) / "float.onnx"
+    with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, temporary_beside(run.out) as scratch:
+        written, reference = staging / MODEL_FILE, scratch / "float.onnx"
         with clock.stage("export"):
             write_quantized(quantized, captured.spec, written)
             write_float(prepare(fold_batch_norms(captured)), captured.spec, reference)
@@ -269,7 +322,7 @@ def _finish(
             **facts,
         )
         result.save(staging / REPORT_FILE)
-    Checkpoint(run.unfinished, "").remove()
+    run.kept().remove()
     return result
 
 
@@ -321,8 +374,7 @@ def _learn(run: _Run, decided: Decided, images: Calibration, config: LearningCon
     inputs = torch.from_numpy(images.inputs)
     with run.clock.stage("learning"):
         start = decided.parameters
-        subject = fingerprint(decided.float_module, inputs, config, seed, *tensors_of(start).values())
-        kept = Checkpoint(run.unfinished, subject)
+        kept = run.kept(decided.float_module, inputs, config, seed, *tensors_of(start).values())
         learned = learn(decided.float_module, start, inputs, config, seed, run.learning_progress, kept)
     return replace(decided, parameters=learned)
 
