@@ -21,24 +21,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import dffg.pipeline  # noqa: F401 - loaded once: every run is forked from here
 from dffg.cli import main as dffg_main
 from dffg.output import file_hash
 from dffg.quant import finetune
-from tests.networks import randomize, small_conv
+from tests.networks import randomize
 
 FILES = ("images.npz", "model.onnx", "parameters.npz")
 OPTIONS = (
-    *("--input", "3x8x8", "--images", "32", "--batch-size", "4", "--steps", "4", "--bits", "W4A4", "--force", "--quiet"),
+    *(
+        "--input",
+        "3x8x8",
+        "--images",
+        "32",
+        "--batch-size",
+        "4",
+        "--steps",
+        "4",
+        "--bits",
+        "W4A4",
+        "--force",
+        "--quiet",
+    ),
     *("--learning-images", "64", "--reconstruction-steps", "40", "--finetune-steps", "60"),
 )
 Result = dict[str, str]
 
 
-def tiny() -> torch.nn.Module:
+def tiny() -> nn.Module:
     """The network that is quantized."""
-    return randomize(small_conv())
+    return randomize(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        )
+    )
 
 
 def start(out: Path, seed: int, log: Path) -> int:
@@ -142,7 +165,9 @@ def main() -> None:
     torch.set_num_threads(1)
     hits = run_suite(arguments.kills, arguments.seed)
     moments = ", ".join(f"{count} {when}" for when, count in sorted(hits.items()))
-    print(f"{hits.total()} of {arguments.kills} kills left a whole result, and the run went on to the same end: {moments}")
+    print(
+        f"{hits.total()} of {arguments.kills} kills left a whole result, and the run went on to the same end: {moments}"
+    )
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def load_report(path: Path) -> Report:
             quantization=QuantizationConfig(**plain["quantization"]),
             equalized=plain["equalized"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged file makes the readers raise
         raise InputError(f"{path} is not a report of this version of dffg: {error}.") from error
 
 
