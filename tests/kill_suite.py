@@ -1,7 +1,7 @@
 """Kill `dffg quantize` at random moments, and look at what is left: python -m tests.kill_suite --kills 50.
 
-Every run learns at 4 bits over an earlier result, every third one into nothing. After each SIGKILL there must be the old
-result or the new one, whole; the same command then ends as if it had never been stopped, and leaves nothing else.
+Every run learns at 4 bits over an earlier result, every third one into nothing. After each SIGKILL there must be the
+old result or the new one, whole; the same command then ends as if it had never been stopped, and leaves nothing else.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def test_no_commit_mark_stands_beside_half_a_result(tmp_path, earlier, monkeypat
 
     monkeypatch.setattr(dffg.output.os, "replace", replace)
     with (
-        pytest.raises(OutputError, match="out cannot be written: .*No space"),
+        pytest.raises(OutputError, match=r"out cannot be written: .*No space"),
         staged_directory(earlier, commit_mark=MARK) as staging,
     ):
         fill(staging)

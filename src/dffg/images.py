@@ -217,7 +217,7 @@ class SyntheticSet:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an `.npz` file. Pickled content is refused, and so are arrays that claim more than the file holds."""
+    """All arrays of an `.npz` file. Refused are pickled content, and arrays that claim more than the file holds."""
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():

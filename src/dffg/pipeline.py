@@ -19,7 +19,7 @@ from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, InputError, OutputError
 from dffg.evaluation.data import Data
-from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
+from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db, why_broken
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import count_kernels, latency_ms, run
 from dffg.export.packing import MOST_PACKED_BITS
@@ -413,6 +413,12 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
     latency = Latency(**measured, batch=1, threads=threads)
     batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
     expected, answer = (np.concatenate(list(run(path, batches))) for path in (reference, written))
+    agreed = Agreement(
+        top1=agreement(expected, answer),
+        sqnr_db=sqnr_db(expected, answer),
+        count=len(held_out),
+        broken=why_broken(expected, answer),
+    )
     noise = layer_sqnr_db(quantized, held_out)
     widths = {layer.name: (layer.weight_bits, layer.activation_bits) for layer in quantized.layers}
     return {
@@ -420,14 +426,12 @@ def _verify(quantized: Quantized, written: Path, reference: Path, held_out: Tens
         "kernels": kernels,
         "latency_ms": latency,
         "simulation_match": match,
-        "agreement": Agreement(
-            top1=agreement(expected, answer), sqnr_db=sqnr_db(expected, answer), count=len(held_out)
-        ),
+        "agreement": agreed,
         "layers": tuple(
             Layer(name=name, weight_bits=widths[name][0], activation_bits=widths[name][1], sqnr_db=ratio)
             for name, ratio in noise.items()
         ),
-        "problems": find_problems(kernels, latency, match),
+        "problems": find_problems(kernels, latency, match, agreed),
     }
 
 
