@@ -75,8 +75,9 @@ def capture(
     Give `spec` (shape, mean, std and bounds of the input), or only `input_shape` or an `example_input` with its batch
     dimension, in which case pixels in [0, 1] without normalisation are assumed and a note says so.
 
-    Raises `CaptureError` where the network cannot be exported, with the exporter's reason, and `StatisticsError` where
-    it has no BatchNorm, or one whose statistics are missing, negative, infinite or NaN.
+    Raises `CaptureError` where weights are NaN or infinite, or the network cannot be exported, with the exporter's
+    reason, and `StatisticsError` where it has no BatchNorm, or one whose statistics are missing, negative, infinite or
+    NaN.
     """
     if isinstance(model, ExportedProgram) and input_shape is None:
         input_shape = program_input_shape(model)
@@ -84,6 +85,7 @@ def capture(
     program, more_notes = _export(model, example_input, spec)
     module = _functional_module(program)
     batch_norms = find_batch_norms(module)
+    _check_weights(module)
     _check_same_answer(program, module, spec)
     if not batch_norms:
         _refuse_decomposed(module)
@@ -273,6 +275,13 @@ def _out_of_place(operator: torch._ops.OpOverload) -> torch._ops.OpOverload:
     if twin is None or twin is operator:
         raise CaptureError(f"the network changes a tensor in place ({operator}); write it without the in-place call.")
     return twin  # type: ignore[no-any-return]
+
+
+def _check_weights(module: fx.GraphModule) -> None:
+    """A clip would hide an infinite weight from every look at the answer."""
+    damaged = [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]
+    if damaged:
+        raise CaptureError(f"{damaged[0]} holds NaN or infinite values; the weights are damaged.")
 
 
 def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: ImageSpec) -> None:

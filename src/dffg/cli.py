@@ -223,7 +223,7 @@ def finetune(
 
 @contextmanager
 def _says_what_is_kept(out: Path) -> Iterator[None]:
-    from dffg.pipeline import unfinished_directory
+    from dffg.output import unfinished_directory
 
     try:
         yield
@@ -263,14 +263,14 @@ def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -
 def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make calibration images for MODEL and save them for any tool."""
     from dffg.handover import check_array
-    from dffg.output import check_directory, check_file, staged_directory, staged_file
+    from dffg.output import check_directory, check_file, claimed, staged_directory, staged_file
 
     is_file, form = out.suffix in (".npz", ".safetensors", ".npy"), options["ArrayConfig"]
     if out.suffix != ".npy" and form != ArrayConfig():
         raise InputError(f"--layout and --values describe .npy files, and --out is {out}; leave them out.")
     (check_file if is_file else check_directory)(out, force=force)
     console = _console(quiet, as_json)
-    with _progress(console) as view:
+    with claimed(out), _progress(console) as view:
         view.stage("load")
         loaded, spec, _ = _load(options, quiet)
         check_array(spec, form)

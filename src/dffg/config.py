@@ -68,6 +68,8 @@ SENSITIVITIES = ("kl", "sqnr")
 LAYOUTS = ("nchw", "nhwc")
 VALUES = ("inputs", "pixels")
 _FULL_BITS = 8
+# Beyond these, somebody has mistyped.
+_MOST = {"count": 10_000_000, "batch_size": 100_000, "steps": 10_000_000}
 _MIXED_OPTIONS = ("budget", "activation_bits", "candidate_bits")
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -137,6 +139,8 @@ class SynthesisConfig:
             _fill(self, name, value)
         for name in ("count", "batch_size", "steps", "keep_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, most in _MOST.items():
+            _require(getattr(self, name) <= most, f"{name} is {getattr(self, name)}; it must be at most {most}.")
         harvests = self.is_fast_gradient or self.generator in _KEEP_SNAPSHOTS
         _fill(self, "burn_in", self.steps * 3 // 4 if harvests else self.steps - 1)
         _require(

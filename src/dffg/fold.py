@@ -45,9 +45,11 @@ class FoldRecord:
 def fold_with_records(captured: Captured) -> tuple[fx.GraphModule, list[FoldRecord]]:
     """As `fold_batch_norms`, with a record for every BatchNorm call in order of execution."""
     module = copy_module(captured.module)
-    records = []
-    for norm in find_batch_norms(module):
-        node, foldable = norm.input, is_foldable(norm)
+    norms, records = find_batch_norms(module), []
+    # Asked before anything is folded: the second of two BatchNorms in a row must not follow the first into the layer,
+    # where that one is still looked at.
+    for norm, foldable in [(norm, is_foldable(norm)) for norm in norms]:
+        node = norm.input
         if foldable:
             _fold(module, norm)
         records.append(FoldRecord(norm=norm, node=node, folded=foldable))

@@ -230,12 +230,27 @@ class SyntheticSet:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an `.npz` file. Pickled content is refused."""
+    """All arrays of an `.npz` file. Refused are pickled content, and arrays that claim more than the file holds."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _check_claim(archive, member)
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # whatever a damaged file makes the readers raise
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _check_claim(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError where the header of an array promises more than there is: numpy would make room for it first."""
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, _, dtype = read_header(stream)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename} claims to be of shape {shape} and has only {member.file_size} bytes")
 
 
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str]:

@@ -1,8 +1,9 @@
-"""Keep freed memory for the next tensor of the same loop."""
+"""Keep freed memory for the next tensor of the same loop; how much there is."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -44,6 +45,14 @@ def reused_memory() -> Iterator[None]:
             libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
             libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
             libc.malloc_trim(0)
+
+
+def physical_memory_bytes() -> int | None:
+    """Memory of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 @lru_cache

@@ -95,6 +95,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
+            _check_sums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
@@ -108,6 +109,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not named or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} does not hold a state dictionary of tensors.")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _check_sums(path: Path) -> None:
+    """torch reads tensors without looking at the checksums that it wrote. Files of its old format have none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is damaged")
 
 
 def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:

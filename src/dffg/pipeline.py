@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,25 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dffg.captured import Captured, capture
-from dffg.checkpoint import Checkpoint, fingerprint
+from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import DffgError, InputError
+from dffg.errors import DffgError, InputError, OutputError
 from dffg.evaluation.data import Data
-from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db
+from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db, why_broken
 from dffg.export.packing import MOST_PACKED_BITS
 from dffg.export.runtime import Runtime, latency_ms
 from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.export.verification import layer_sqnr_db, match_simulation
 from dffg.fold import fold_batch_norms
 from dffg.images import Array, ImageSpec, SyntheticSet
-from dffg.output import check_directory, file_hash, staged_directory
+from dffg.output import (
+    check_directory,
+    claimed,
+    file_hash,
+    staged_directory,
+    temporary_beside,
+    unfinished_directory,
+)
 from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.placement import prepare
 from dffg.quant.simulate import Decided, Quantized, decide, prepare_float
@@ -57,6 +63,7 @@ _HELD_OUT_SEED_OFFSET = 1_000_003
 _VERIFIED_BATCH = 16
 # Input values on which the simulation is compared with the runtime: 16 pictures of 224 pixels, or more smaller ones.
 _SIMULATED_VALUES = 16 * 3 * 224 * 224
+_SHOWN_DIGITS = 12
 
 StageCallback = Callable[[str], None]
 
@@ -83,16 +90,11 @@ class _Run:
     clock: _Clock
     progress: ProgressCallback | None
     learning_progress: LearningCallback | None
+    work: dict[str, str]
 
-    @property
-    def unfinished(self) -> Path:
-        """Where long work keeps what it has done until the result is written."""
-        return unfinished_directory(self.out)
-
-
-def unfinished_directory(out: Path) -> Path:
-    """Beside a result, while it is learned: OUT.partial."""
-    return out.with_name(f"{out.name}.partial")
+    def kept(self, *decisive: Any) -> Checkpoint:
+        """Where long work keeps what it has done until the result is written. decisive: what decides how it goes."""
+        return Checkpoint(unfinished_directory(self.out), fingerprint(*decisive), self.work)
 
 
 def quantize(
@@ -130,32 +132,45 @@ def quantize(
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     runtime_of(quantization.target)
-    check_directory(Path(out), force=force)
     clock = _Clock(on_stage)
-    with clock.stage("capture"):
-        captured = _captured(model, spec, input_shape, name)
-    run = _Run(
-        captured=captured,
-        out=Path(out),
-        name=name or captured.name,
-        command=command,
-        notes=notes,
-        evaluation=evaluation,
-        clock=clock,
-        progress=progress,
-        learning_progress=learning_progress,
-    )
-    with _cleared_where_refused(run.unfinished):
-        with clock.stage("synthesis"):
-            made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
-            kept = Checkpoint(run.unfinished, fingerprint(captured.module, made_with)) if learning.learns else None
-            images = _calibration_images(captured, made_with, calibration, progress, kept)
-        with clock.stage("calibration"):
-            ranges_from = images.inputs[: synthesis.count]
-            decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
-        if learning.learns:
-            decided = _learn(run, decided, images, learning, synthesis.seed)
-        return _finish(run, decided, images, quantization, learning, synthesis)
+    with _place(Path(out), force):
+        with clock.stage("capture"):
+            captured = _captured(model, spec, input_shape, name)
+        source = "real" if calibration is not None else "synthetic"
+        run = _Run(
+            captured=captured,
+            out=Path(out),
+            name=name or captured.name,
+            command=command,
+            notes=notes,
+            evaluation=evaluation,
+            clock=clock,
+            progress=progress,
+            learning_progress=learning_progress,
+            work=_describe_work(captured, synthesis, quantization, learning, data=source),
+        )
+        with _unfinished_work(run, force):
+            return _quantize(run, synthesis, quantization, learning, calibration)
+
+
+def _quantize(
+    run: _Run,
+    synthesis: SynthesisConfig,
+    quantization: QuantizationConfig,
+    learning: LearningConfig,
+    calibration: Data | None,
+) -> Result:
+    captured, clock = run.captured, run.clock
+    with clock.stage("synthesis"):
+        made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
+        kept = run.kept(captured.module, made_with) if learning.learns else None
+        images = _calibration_images(captured, made_with, calibration, run.progress, kept)
+    with clock.stage("calibration"):
+        ranges_from = images.inputs[: synthesis.count]
+        decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
+    if learning.learns:
+        decided = _learn(run, decided, images, learning, synthesis.seed)
+    return _finish(run, decided, images, quantization, learning, synthesis)
 
 
 def finetune(
@@ -186,52 +201,97 @@ def finetune(
     """
     given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
     command = command or python_call("finetune", quantized, out, steps=steps, **given)
-    check_directory(Path(out), force=force)
-    clock, earlier = _Clock(on_stage), load_report(Path(quantized) / REPORT_FILE)
-    quantization = replace(earlier.quantization, target=target or earlier.quantization.target)
-    runtime_of(quantization.target)
-    with clock.stage("capture"):
-        captured = _captured(model, spec, input_shape, name)
-        float_module, _ = prepare_float(captured, replace(quantization, equalize=earlier.equalized))
-        parameters = load_parameters(Path(quantized) / PARAMETERS_FILE, float_module, quantization.runtime)
-    run = _Run(
-        captured=captured,
-        out=Path(out),
-        name=name or captured.name,
-        command=command,
-        notes=notes,
-        evaluation=evaluation,
-        clock=clock,
-        progress=progress,
-        learning_progress=learning_progress,
-    )
-    with _cleared_where_refused(run.unfinished):
+    clock = _Clock(on_stage)
+    with _place(Path(out), force):
+        earlier = load_report(Path(quantized) / REPORT_FILE)
+        quantization = replace(earlier.quantization, target=target or earlier.quantization.target)
+        runtime_of(quantization.target)
+        with clock.stage("capture"):
+            captured = _captured(model, spec, input_shape, name)
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
-        with clock.stage("synthesis"):
-            calibration = _images_beside(Path(quantized), captured, earlier, images)
-            if calibration is None:
-                synthesis = synthesis.for_learning(images or 0)
-                kept = Checkpoint(run.unfinished, fingerprint(captured.module, synthesis))
-                calibration = _calibration_images(captured, synthesis, None, progress, kept)
-        scheme = None if quantization.is_mixed else quantization.scheme
-        decided = Decided(
-            float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
+        start = file_hash(Path(quantized) / REPORT_FILE)[:_SHOWN_DIGITS]
+        run = _Run(
+            captured=captured,
+            out=Path(out),
+            name=name or captured.name,
+            command=command,
+            notes=notes,
+            evaluation=evaluation,
+            clock=clock,
+            progress=progress,
+            learning_progress=learning_progress,
+            work=_describe_work(captured, synthesis, quantization, start=start, steps=steps, images=images),
         )
-        learning = LearningConfig(
-            recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
-        )
-        decided = _learn(run, decided, calibration, learning, seed)
-        return _finish(run, decided, calibration, quantization, learning, synthesis)
+        with _unfinished_work(run, force):
+            return _finetune(run, Path(quantized), earlier, quantization, synthesis, steps, images)
+
+
+def _finetune(
+    run: _Run,
+    quantized: Path,
+    earlier: Report,
+    quantization: QuantizationConfig,
+    synthesis: SynthesisConfig,
+    steps: int,
+    images: int | None,
+) -> Result:
+    captured, clock = run.captured, run.clock
+    with clock.stage("capture"):
+        float_module, _ = prepare_float(captured, replace(quantization, equalize=earlier.equalized))
+        parameters = load_parameters(quantized / PARAMETERS_FILE, float_module, quantization.runtime)
+    with clock.stage("synthesis"):
+        calibration = _images_beside(quantized, captured, earlier, images)
+        if calibration is None:
+            synthesis = synthesis.for_learning(images or 0)
+            kept = run.kept(captured.module, synthesis)
+            calibration = _calibration_images(captured, synthesis, None, run.progress, kept)
+    scheme = None if quantization.is_mixed else quantization.scheme
+    decided = Decided(
+        float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
+    )
+    learning = LearningConfig(
+        recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
+    )
+    decided = _learn(run, decided, calibration, learning, synthesis.seed)
+    return _finish(run, decided, calibration, quantization, learning, synthesis)
 
 
 @contextmanager
-def _cleared_where_refused(unfinished: Path) -> Iterator[None]:
-    """Work that cannot go on as asked leaves nothing behind; work that is stopped does."""
+def _place(out: Path, force: bool) -> Iterator[None]:
+    """A directory that can be written, for this process alone."""
+    check_directory(out, force=force)
+    with claimed(out):
+        check_directory(out, force=force)  # another process may have written it just now
+        yield
+
+
+@contextmanager
+def _unfinished_work(run: _Run, force: bool) -> Iterator[None]:
+    """Go on from what was kept of the same work; work that cannot go on as asked leaves nothing behind.
+
+    Work that is stopped, or for which the disk has no room, keeps what it has done.
+    """
+    refuse_other_work(unfinished_directory(run.out), run.work, anew=force)
     try:
         yield
-    except DffgError:
-        Checkpoint(unfinished, "").remove()
+    except OutputError:
         raise
+    except DffgError:
+        run.kept().remove()
+        raise
+
+
+def _describe_work(captured: Captured, *configs: Any, **others: Any) -> dict[str, str]:
+    """Everything that decides how long work goes, by the names of the options."""
+    decisive = {
+        "dffg": package_version("dffg"),
+        "torch": package_version("torch"),
+        "the network": fingerprint(captured.module, captured.spec)[:_SHOWN_DIGITS],
+        **others,
+    }
+    for config in configs:
+        decisive |= asdict(config)
+    return {name: str(value) for name, value in decisive.items()}
 
 
 def _captured(
@@ -254,8 +314,8 @@ def _finish(
     """Write the file, verify it in its runtime, and report."""
     captured, clock, quantized = run.captured, run.clock, decided.insert()
     runtime = runtime_of(quantization.target)
-    with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, tempfile.TemporaryDirectory() as scratch:
-        written, reference = staging / runtime.file, Path(scratch) / runtime.file
+    with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, temporary_beside(run.out) as scratch:
+        written, reference = staging / runtime.file, scratch / runtime.file
         with clock.stage("export"):
             runtime.write(quantized, captured.spec, written)
             runtime.write_float(prepare(fold_batch_norms(captured)), captured.spec, reference)
@@ -302,7 +362,7 @@ def _finish(
         (staging / PAGE_FILE).write_text(render_page(result.to_dict(), images.made), encoding="utf-8")
         result = replace(result, files={**result.files, PAGE_FILE: file_hash(staging / PAGE_FILE)})
         result.save(staging / REPORT_FILE)
-    Checkpoint(run.unfinished, "").remove()
+    run.kept().remove()
     return result
 
 
@@ -354,8 +414,7 @@ def _learn(run: _Run, decided: Decided, images: Calibration, config: LearningCon
     inputs = torch.from_numpy(images.inputs)
     with run.clock.stage("learning"):
         start = decided.parameters
-        subject = fingerprint(decided.float_module, inputs, config, seed, *tensors_of(start).values())
-        kept = Checkpoint(run.unfinished, subject)
+        kept = run.kept(decided.float_module, inputs, config, seed, *tensors_of(start).values())
         learned = learn(decided.float_module, start, inputs, config, seed, run.learning_progress, kept)
     return replace(decided, parameters=learned)
 
@@ -393,15 +452,19 @@ def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Pa
     latency = _latency(runtime, reference, written, held_out[:1].numpy()) if runtime.is_timed else None
     batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
     expected, answer = (np.concatenate(list(runtime.run(path, batches))) for path in (reference, written))
+    agreed = Agreement(
+        top1=agreement(expected, answer),
+        sqnr_db=sqnr_db(expected, answer),
+        count=len(held_out),
+        broken=why_broken(expected, answer),
+    )
     noise, layers = layer_sqnr_db(quantized, simulated), {layer.name: layer for layer in quantized.layers}
     return {
         "size_bytes": {"float": runtime.size_bytes(reference), "quantized": runtime.size_bytes(written)},
         "kernels": kernels,
         "latency_ms": latency,
         "simulation_match": match,
-        "agreement": Agreement(
-            top1=agreement(expected, answer), sqnr_db=sqnr_db(expected, answer), count=len(held_out)
-        ),
+        "agreement": agreed,
         "layers": tuple(
             Layer(
                 name=name,
@@ -412,7 +475,7 @@ def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Pa
             )
             for name, ratio in noise.items()
         ),
-        "problems": find_problems(kernels, latency, match),
+        "problems": find_problems(kernels, latency, match, agreed),
     }
 
 

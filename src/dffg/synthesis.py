@@ -15,8 +15,9 @@ from dffg.captured import Captured
 from dffg.chain import Visit, input_bounds
 from dffg.checkpoint import Checkpoint
 from dffg.config import NOISES, SynthesisConfig
-from dffg.images import SnapshotRecord, SyntheticSet, concatenate
-from dffg.memory import reused_memory
+from dffg.errors import InputError
+from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, concatenate
+from dffg.memory import physical_memory_bytes, reused_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,11 @@ def synthesize_set(
 ) -> SyntheticSet:
     """Make calibration images and collect them with their configuration, seed and losses.
 
-    checkpoint: where finished chains are kept, and found if this was stopped before.
+    checkpoint: where finished chains are kept, and found if this was stopped before. Raises InputError where the images
+    do not fit into this machine's memory.
     """
     config = config or SynthesisConfig()
+    _refuse_more_than_memory(captured.spec, config)
     kept = [] if checkpoint is None else _finished(checkpoint, captured, config)
     first, made = len(kept) // snapshots_per_chain(config), sum(len(snapshot.images) for snapshot in kept)
     for snapshot in snapshots(captured, config, progress=progress, first=first, made=made):
@@ -92,6 +95,16 @@ def synthesize_set(
         snapshots=tuple(snapshot.record for snapshot in kept),
         losses=tuple({snapshot.chain: snapshot.losses for snapshot in kept}.values()),
     )
+
+
+def _refuse_more_than_memory(spec: ImageSpec, config: SynthesisConfig) -> None:
+    needed = 4 * math.prod(spec.shape) * max(config.count, config.batch_size)
+    available = physical_memory_bytes()
+    if available is not None and needed > available:
+        raise InputError(
+            f"{config.count} images of shape {'x'.join(map(str, spec.shape))} in batches of {config.batch_size} take "
+            f"{needed / 1e9:.0f} GB, and this machine has {available / 1e9:.0f}; make fewer, or in smaller batches."
+        )
 
 
 def _save_chain(checkpoint: Checkpoint, captured: Captured, kept: list[Snapshot]) -> None:

@@ -20,6 +20,7 @@ from dffg.report.result import Agreement, Images, Latency, Layer, Result, Second
 from dffg.report.terminal import describe_accuracy, render
 
 KERNELS = Kernels(integer=3, float=0, other={"Reshape": 1})
+AGREEMENT = Agreement(top1=0.975, sqnr_db=31.25, count=16)
 LATENCY = Latency(float=4.0, quantized=2.0, batch=1, threads=2)
 MATCH = SimulationMatch(
     top1=1.0,
@@ -57,7 +58,7 @@ RESULT = Result(
     size_bytes={"float": 4000, "quantized": 1000},
     kernels=KERNELS,
     latency_ms=LATENCY,
-    agreement=Agreement(top1=0.975, sqnr_db=31.25, count=16),
+    agreement=AGREEMENT,
     simulation_match=MATCH,
     accuracy=None,
     layers=(Layer(name="conv", weight_bits=8, activation_bits=8, sqnr_db=40.5, input_range=(0.0, 2.5)),),
@@ -159,31 +160,33 @@ def test_report_is_saved_as_it_is_printed(tmp_path):
 
 
 def test_good_results_have_no_problems():
-    assert find_problems(KERNELS, LATENCY, MATCH) == ()
+    assert find_problems(KERNELS, LATENCY, MATCH, AGREEMENT) == ()
 
 
 @pytest.mark.parametrize("quantized", [4.0, 4.5])
 def test_problem_of_a_file_that_is_not_faster(quantized):
-    (problem,) = find_problems(KERNELS, dataclasses.replace(LATENCY, quantized=quantized), MATCH)
+    (problem,) = find_problems(KERNELS, dataclasses.replace(LATENCY, quantized=quantized), MATCH, AGREEMENT)
     assert f"not faster than the float file here ({quantized:.2f} ms against 4.00 ms)" in problem
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.5, 1), (1.0, 3)])
 def test_problem_of_a_file_that_does_not_match(share, steps):
     match = dataclasses.replace(MATCH, equal_share=share, max_abs_difference_in_steps=steps)
-    (problem,) = find_problems(KERNELS, LATENCY, match)
+    (problem,) = find_problems(KERNELS, LATENCY, match, AGREEMENT)
     assert f"disagrees with the simulation: in relu only {share:.2%} of the integers are equal" in problem
     assert f"{steps} steps apart" in problem
 
 
 def test_problem_of_float_kernels():
-    (problem,) = find_problems(dataclasses.replace(KERNELS, float=2), LATENCY, MATCH)
+    (problem,) = find_problems(dataclasses.replace(KERNELS, float=2), LATENCY, MATCH, AGREEMENT)
     assert problem == "2 convolutions or matrix products run in float"
 
 
 def test_the_mismatch_is_the_first_of_all_problems():
     match = dataclasses.replace(MATCH, max_abs_difference_in_steps=2)
-    problems = find_problems(dataclasses.replace(KERNELS, float=1), dataclasses.replace(LATENCY, quantized=9.0), match)
+    problems = find_problems(
+        dataclasses.replace(KERNELS, float=1), dataclasses.replace(LATENCY, quantized=9.0), match, AGREEMENT
+    )
     assert len(problems) == 3
     assert "disagrees" in problems[0]
 

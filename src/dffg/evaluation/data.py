@@ -16,6 +16,7 @@ from dffg.errors import InputError
 from dffg.images import Array, ImageSpec, Pixels, read_npz
 
 Labels = NDArray[np.int64]
+_LONGEST = 100
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
 
@@ -70,8 +71,10 @@ def read_picture(path: Path, spec: ImageSpec) -> Pixels:
     channels, height, width = spec.shape
     try:
         with Image.open(path) as opened:
+            if max(opened.size) > _LONGEST * min(opened.size):
+                raise ValueError(f"it is {opened.width}x{opened.height}, too narrow to be scaled")
             picture = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    except (OSError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file makes Pillow raise, and pictures that it finds too large
         raise InputError(f"{path} cannot be read as a picture with {channels} channels: {error}") from error
     pixels = np.asarray(fit_picture(picture, height, width, spec.crop_fraction))
     return np.moveaxis(pixels.reshape(height, width, channels), -1, 0)

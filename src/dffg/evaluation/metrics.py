@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dffg.errors import InputError
+
 Outputs = NDArray[np.floating[Any]]
+_MOST_BROKEN_AGREEMENT, _LEAST_KAPPA = 0.5, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,16 @@ class Score:
 
 
 def score(outputs: Outputs, labels: NDArray[np.int64]) -> Score:
-    """Score one network. Outputs: (examples, classes)."""
+    """Score one network. Outputs: (examples, classes). Raises InputError where labels are of other classes."""
+    _check_labels(outputs, labels)
     share = float((top1(outputs) == labels).mean())
     error = 100 * math.sqrt(share * (1 - share) / len(labels))
     return Score(top1=100 * share, standard_error=error, count=len(labels))
 
 
 def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> Accuracy:
-    """Score a quantized network beside its float network. Outputs: (examples, classes) logits."""
+    """Score a quantized network beside its float network. Outputs: (examples, classes) logits; errors as in `score`."""
+    _check_labels(reference, labels)
     before, after = (top1(values) == labels for values in (reference, outputs))
     divergence = kl_divergence(reference, outputs)
     return Accuracy(
@@ -60,6 +65,14 @@ def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> 
     )
 
 
+def _check_labels(outputs: Outputs, labels: NDArray[np.int64]) -> None:
+    classes = outputs.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"labels go from {labels.min()} to {labels.max()}, and the network has {classes} classes; count from 0."
+        )
+
+
 def top1(outputs: Outputs) -> NDArray[np.int64]:
     """Predicted class of every example; further output axes are averaged."""
     classes: NDArray[np.int64] = outputs.reshape(*outputs.shape[:2], -1).mean(-1).argmax(1).astype(np.int64)
@@ -69,6 +82,27 @@ def top1(outputs: Outputs) -> NDArray[np.int64]:
 def agreement(reference: Outputs, outputs: Outputs) -> float:
     """Share of examples on which both predict the same class."""
     return float((top1(reference) == top1(outputs)).mean())
+
+
+def why_broken(reference: Outputs, outputs: Outputs) -> str | None:
+    """What is wrong with a network that answers nonsense where the float network does not; None where nothing is.
+
+    Answers that are not finite, the same for all examples, or the float network's class in less than half of the
+    examples and not more often than by chance: Cohen's kappa (1960), (agreement - chance) / (1 - chance), below 0.1.
+    """
+    if not np.isfinite(outputs).all():
+        return "it answers NaN or infinite values"
+    if np.ptp(reference, axis=0).any() and not np.ptp(outputs, axis=0).any():
+        return "it answers the same to every input"
+    agreed, chance = agreement(reference, outputs), _agreement_by_chance(top1(reference), top1(outputs))
+    if agreed < _MOST_BROKEN_AGREEMENT and agreed - chance < _LEAST_KAPPA * (1 - chance):
+        return f"it agrees with the float network in {agreed:.0%} of the examples, which is chance"
+    return None
+
+
+def _agreement_by_chance(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """How often two draws would be equal that have these shares of classes and nothing else in common."""
+    return float(sum((first == label).mean() * (second == label).mean() for label in np.unique(first)))
 
 
 def kl_divergence(reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:

@@ -64,7 +64,7 @@ def session(
 
 def count_kernels(path: Path) -> Kernels:
     """Load the file, let ONNX Runtime optimise it, and count what it will execute."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         optimized = Path(folder) / "optimized.onnx"
         session(path, optimized=optimized)
         counts = Counter(node.op_type for node in onnx.load(optimized).graph.node)

@@ -96,7 +96,8 @@ class LearnedActivation(nn.Module):
     def __init__(self, qparams: QParams, drop: float, limit: float = math.inf) -> None:
         super().__init__()
         self._first, self._drop = qparams, drop
-        self._most = limit / (qparams.quant_max - int(qparams.zero_point))
+        steps_above_zero = qparams.quant_max - int(qparams.zero_point)
+        self._most = limit / steps_above_zero if steps_above_zero else math.inf
         self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
 
     @property

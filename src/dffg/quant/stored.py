@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor, fx
 
 from dffg.errors import InputError
 from dffg.graph import nodes_by_name, weight_of
+from dffg.images import read_npz
 from dffg.quant.affine import QParams
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import place
@@ -47,14 +47,13 @@ def load_parameters(path: Path, module: fx.GraphModule, target: Target = ONNXRUN
     Raises InputError where the file cannot be read or is of another network.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            stored = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        stored = {key: torch.from_numpy(array) for key, array in read_npz(path).items()}
         parameters = Parameters(
             activations={name: _to_qparams(part) for name, part in _parts(stored, _ACTIVATION).items()},
             layers={name: _to_layer(part) for name, part in _parts(stored, _LAYER).items()},
             target=target,
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"cannot read {path}, which quantize writes: {error}.") from error
     if not _fits(parameters, module):
         raise InputError(f"{path} is of another network, or of the same with other options; give the one it came from.")

@@ -65,11 +65,15 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How the written file predicts beside the float network, on held-out synthetic images."""
+    """How the written file predicts beside the float network, on held-out synthetic images.
+
+    broken: why the answers are nonsense, where they are.
+    """
 
     top1: float
     sqnr_db: float
     count: int
+    broken: str | None = None
     meaning: str = AGREEMENT_MEANING
 
 
@@ -128,8 +132,8 @@ class Result:
 
     @property
     def verified(self) -> bool:
-        """Whether the runtime computes what was decided."""
-        return self.simulation_match.holds
+        """Whether the runtime computes what was decided, and that is no nonsense."""
+        return self.simulation_match.holds and self.agreement.broken is None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data. Infinite and undefined numbers become null: JSON has none."""
@@ -178,13 +182,17 @@ def load_report(path: Path) -> Report:
             quantization=QuantizationConfig(**plain["quantization"]),
             equalized=plain["equalized"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged file makes the readers raise
         raise InputError(f"{path} is not a report of this version of dffg: {error}.") from error
 
 
-def find_problems(kernels: Kernels, latency: Latency | None, match: SimulationMatch) -> tuple[str, ...]:
+def find_problems(
+    kernels: Kernels, latency: Latency | None, match: SimulationMatch, agreement: Agreement
+) -> tuple[str, ...]:
     """What a user must know before using the file, in plain words."""
     problems = []
+    if agreement.broken is not None:
+        problems.append(f"the quantized network is broken: {agreement.broken}; use more bits or another recipe")
     if not match.holds:
         problems.append(
             f"the runtime disagrees with the simulation: in {match.worst_tensor} only {match.equal_share:.2%} of the "

@@ -1,0 +1,239 @@
+"""What happens to a run when the machine, the disk or the user gets in its way."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dffg.pipeline
+from dffg.captured import Captured
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.errors import DffgError, OutputError
+from dffg.output import claimed
+from dffg.pipeline import quantize
+from dffg.report.result import Result
+from tests.networks import captured
+
+QUICK = SynthesisConfig(count=8, batch_size=4, steps=3, burn_in=1)
+LEARNING = LearningConfig(learning_images=16, reconstruction_steps=4, finetune_steps=4)
+FILES = ("images.npz", "model.onnx", "parameters.npz")
+
+
+class StopError(Exception):
+    pass
+
+
+def run(out: Path, *, network: Captured | None = None, bits: str = "W4A4", **options: object) -> Result:
+    return quantize(
+        network or captured("conv"),
+        out,
+        synthesis=QUICK,
+        quantization=QuantizationConfig(bits=bits),
+        learning=LEARNING,
+        **options,
+    )
+
+
+def stop_at(stage: str):
+    def on_stage(name: str) -> None:
+        if name == stage:
+            raise StopError
+
+    return on_stage
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run that nothing has stopped."""
+    return run(tmp_path_factory.mktemp("whole") / "out")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """The place of a run that was stopped after synthesis."""
+    with pytest.raises(StopError):
+        run(tmp_path / "out", on_stage=stop_at("calibration"))
+    assert (tmp_path / "out.partial" / "chain-0.pt").exists()
+    return tmp_path / "out"
+
+
+# Going on
+
+
+@pytest.mark.parametrize("stage", ["calibration", "learning", "export", "verify"])
+def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path: Path, whole: Result, stage: str) -> None:
+    with pytest.raises(StopError):
+        run(tmp_path / "out", on_stage=stop_at(stage))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert run(tmp_path / "out").files == whole.files
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_unfinished_work_of_other_settings_is_refused_and_kept(stopped: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (stopped.parent / "out.partial").iterdir()}
+    with pytest.raises(OutputError, match=r"begun otherwise: bits was W4A4 and is W3A4\. .*--force"):
+        run(stopped, bits="W3A4")
+    assert {path.name: path.read_bytes() for path in (stopped.parent / "out.partial").iterdir()} == before
+
+
+def test_unfinished_work_of_another_network_is_refused(stopped: Path) -> None:
+    with pytest.raises(OutputError, match=r"the network was [0-9a-f]{12} and is [0-9a-f]{12}"):
+        run(stopped, network=captured("four-channels"))
+
+
+def test_unfinished_work_of_another_version_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dffg.pipeline, "package_version", lambda name: "99.0")
+    with pytest.raises(OutputError, match=r"dffg was 0\.1\.0 and is 99\.0"):
+        run(stopped)
+
+
+def test_force_starts_anew(stopped: Path, tmp_path: Path) -> None:
+    forced = run(stopped, bits="W3A4", force=True)
+    assert forced.files == run(tmp_path / "fresh", bits="W3A4").files
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "pickled", "empty"])
+def test_damaged_states_are_made_again(stopped: Path, whole: Result, damage: str) -> None:
+    path = stopped.parent / "out.partial" / "chain-0.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(
+        {"cut": content[:50], "empty": b"", "pickled": b"cos\nsystem\n(S'false'\ntR."}.get(damage, content)
+    )
+    assert run(stopped).files == whole.files
+
+
+def test_a_directory_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine.txt").write_text("kept")
+    run(tmp_path / "out", bits="W8A8")
+    assert (tmp_path / "out.partial" / "mine.txt").read_text() == "kept"
+
+
+# Two at once
+
+
+def _hold(place: Path, ready: multiprocessing.synchronize.Event) -> None:
+    with claimed(place):
+        ready.set()
+        signal.pause()
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    first = context.Process(target=_hold, args=(tmp_path / "out", ready))
+    first.start()
+    assert ready.wait(60)
+    with pytest.raises(OutputError, match="is being written by another process"):
+        run(tmp_path / "out")
+    with claimed(tmp_path / "other"):
+        pass
+    first.kill()
+    first.join()
+    with claimed(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+# Disks
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The system refuses to let files grow beyond so many bytes, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 4000])
+def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: Path, size: int) -> None:
+    with files_up_to(size), pytest.raises(DffgError, match="File too large"):
+        run(tmp_path / "out", bits="W8A8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_keeps_what_was_done(tmp_path: Path, whole: Result) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def fill(stage: str) -> None:
+            if stage == "learning":
+                stack.enter_context(files_up_to(500))
+
+        with pytest.raises(OutputError, match="File too large"):
+            run(tmp_path / "out", on_stage=fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert run(tmp_path / "out").files == whole.files
+
+
+@pytest.mark.parametrize("stage", ["capture", "synthesis", "learning", "verify"])
+def test_a_directory_that_is_removed_meanwhile(tmp_path: Path, whole: Result, stage: str) -> None:
+    """What was made goes into a new one; what was being written is gone, and that is said."""
+    place = tmp_path / "place"
+
+    def remove(name: str) -> None:
+        if name == stage:
+            shutil.rmtree(place)
+
+    if stage == "verify":
+        with pytest.raises(DffgError, match=r"place/\.out\..*"):
+            run(place / "out", on_stage=remove)
+        return
+    assert run(place / "out", on_stage=remove).files == whole.files
+    assert [path.name for path in place.iterdir()] == ["out"]
+
+
+# Ctrl-C
+
+INTERRUPTED_IN = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from dffg.cli import main
+import dffg.report.progress
+
+begin = dffg.report.progress.ProgressView.stage
+
+
+def stage(view, name):
+    begin(view, name)
+    if name == STAGE:
+        os.write(2, b"now\\n")
+        signal.setitimer(signal.ITIMER_REAL, AFTER)
+
+
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+dffg.report.progress.ProgressView.stage = stage
+main()
+"""
+
+
+@pytest.mark.parametrize(("stage", "after"), [("capture", 0.05), ("export", 0.3)])
+def test_an_interrupted_run_says_so_in_one_line(tmp_path: Path, stage: str, after: float) -> None:
+    code = INTERRUPTED_IN.replace("STAGE", repr(stage)).replace("AFTER", str(after))
+    options = ("--input", "3x8x8", "--images", "8", "--steps", "4", "--out", str(tmp_path / "out"), "--quiet")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "quantize", "tests.kill_suite:tiny", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.endswith("now\ndffg: interrupted; nothing was written.\n")
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,69 @@
+"""Random networks through everything: captured, folded, given images, quantized, written and run in ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch.testing import assert_close
+
+from dffg.captured import capture
+from dffg.config import LearningConfig, SynthesisConfig
+from dffg.export.onnx import write_quantized
+from dffg.export.onnxruntime import run
+from dffg.export.verification import match_simulation
+from dffg.fold import fold_batch_norms
+from dffg.images import ImageSpec
+from dffg.quant.learning import learn
+from dffg.quant.simulate import decide
+from dffg.synthesis import synthesize_set
+from tests.networks import inputs
+from tests.random_networks import Plan, plans
+
+# Each takes the exporter to ONNX a second or more.
+NETWORKS = int(os.environ.get("DFFG_RANDOM_NETWORKS", "15"))
+QUICK = SynthesisConfig(count=8, batch_size=4, steps=3, burn_in=1)
+FEW_STEPS = LearningConfig(recipe="fast", learning_images=8, reconstruction_steps=2, finetune_steps=2)
+
+
+def check(plan: Plan) -> None:
+    """The float answer survives capture and folding, the quantized one export; nothing is NaN."""
+    model = plan.network()
+    captured = capture(model, spec=ImageSpec(shape=plan.shape))
+    images = inputs(plan.shape, 16, plan.seed)
+    with torch.no_grad():
+        expected = model(images)
+        folded = fold_batch_norms(captured)(images)
+    assert_close(folded, expected, rtol=1e-4, atol=1e-4 * max(1, float(expected.abs().max())))
+    made = torch.from_numpy(synthesize_set(captured, QUICK).inputs)
+    assert made.isfinite().all()
+    decided = decide(captured, torch.split(made, QUICK.batch_size), plan.config)
+    if plan.learns:
+        learned = learn(decided.float_module, decided.parameters, made, FEW_STEPS, plan.seed)
+        decided = replace(decided, parameters=learned)
+    quantized = decided.insert()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_quantized(quantized, captured.spec, path)
+        match = match_simulation(quantized, path, images)
+        (answer,) = run(path, [images.numpy()])
+    assert np.isfinite(answer).all()
+    assert answer.shape == tuple(expected.shape)
+    assert match.holds, match
+
+
+@settings(
+    max_examples=NETWORKS,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(plans)
+def test_random_networks_survive_everything(plan: Plan) -> None:
+    check(plan)
