@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dffg.config import GENERATORS, RECIPES, Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
+from dffg.config import (
+    GENERATORS,
+    RECIPES,
+    Budget,
+    LearningConfig,
+    QuantizationConfig,
+    Scheme,
+    SynthesisConfig,
+    parse_bytes,
+)
 from dffg.errors import InputError
 
 NAN = float("nan")
@@ -313,3 +322,14 @@ def test_images_to_learn_from_are_matched_exactly_and_without_views_unless_asked
     asked = SynthesisConfig(count=600, slack=0.1, variability="random-mask").for_learning(512)
     assert (asked.count, asked.slack, asked.variability) == (600, 0.1, "random-mask")
     assert SynthesisConfig(generator="zeroq").for_learning(512).slack is None
+
+
+@pytest.mark.parametrize(("text", "size"), [("800MB", 800_000_000), ("1.5GB", 1_500_000_000), (" 64kB", 64_000)])
+def test_sizes_are_read_in_bytes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["2", "GB", "-1GB", "0GB", "2 GB", "2x"])
+def test_what_is_no_size_is_refused_with_an_example(text):
+    with pytest.raises(InputError, match=r"1\.5GB"):
+        parse_bytes(text)

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from dffg import synthesis
+from dffg.baselines import chain_of
+from dffg.batch import bytes_per_image
 from dffg.captured import capture
 from dffg.chain import gradient_of, method_of, run_chain
 from dffg.config import VARIABILITIES, SynthesisConfig
 from dffg.images import ImageSpec
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from dffg.synthesis import chains_needed, passes_per_chain, snapshots, synthesize, synthesize_set
-from tests.networks import network, randomize, small_conv
+from tests.networks import captured, network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
 FEATURES = ImageSpec(shape=(3, 8, 8), bounds=(-2.0, 6.0))
@@ -438,3 +440,25 @@ def test_an_experiment_can_bring_its_own_chain(features):
     assert sum(len(snapshot.images) for snapshot in made) == 4
     start = next(run_chain(features, options, 0, method)).images
     assert not start.any()
+
+
+def test_a_batch_that_does_not_fit_is_made_smaller_and_said_so():
+    network = captured("conv")
+    made = synthesize_set(
+        network, SynthesisConfig(count=24, batch_size=16, steps=4), memory_limit=5 * bytes_per_image(network)
+    )
+    assert made.config.batch_size == 4
+    assert len(made) == 24
+
+
+def test_memory_that_runs_out_all_the_same_halves_the_batch(pictures, monkeypatch):
+    def short_of_memory(network, config):
+        if config.batch_size > 2:
+            torch.empty(2**60, dtype=torch.uint8)
+        return chain_of(network, config)
+
+    monkeypatch.setattr(synthesis, "chain_of", short_of_memory)
+    made = synthesize_set(pictures, config(count=8, batch_size=16))
+    assert (made.config.batch_size, len(made)) == (2, 8)
+    expected = synthesize_set(pictures, config(count=8, batch_size=2))
+    np.testing.assert_array_equal(made.inputs, expected.inputs)

@@ -13,6 +13,8 @@ from dffg.config import SynthesisConfig
 from dffg.errors import InputError
 
 _BYTES = 4
+# What torch's own allocator says, and oneDNN's.
+_SHORT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
 
 
 def bytes_per_image(captured: Captured) -> int:
@@ -47,5 +49,5 @@ def fitting(captured: Captured, config: SynthesisConfig, limit: int | None = Non
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a processor or an accelerator."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _SHORT_OF_MEMORY)
     )

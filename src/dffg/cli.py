@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, SynthesisConfig, parse_bytes
 from dffg.errors import DffgError, InputError, StoppedError
 from dffg.recipe import dump, recipe_option, recipe_parameters, with_place
 from dffg.targets import TARGETS
@@ -94,6 +94,13 @@ def model_options(command: Command) -> Command:
     return command
 
 
+memory_option = click.option(
+    "--memory-limit",
+    callback=lambda context, parameter, value: None if value is None else parse_bytes(value),
+    help="Most memory for a step of synthesis, like 2GB; batches are halved to fit  [default: what is available]",
+)
+
+
 def output_options(command: Command) -> Command:
     """How much is printed, and how errors are shown."""
     for option in (
@@ -121,6 +128,7 @@ def cli() -> None:
     "--calibration", type=click.Path(path_type=Path), help="Real data to calibrate with, in place of synthesis."
 )
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
+@memory_option
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options
 @config_options(QuantizationConfig)
@@ -150,6 +158,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 learning=options["LearningConfig"],
                 calibration=calibration,
                 evaluation=evaluation,
+                memory_limit=options["memory_limit"],
                 name=loaded.name,
                 command=_typed(),
                 notes=notes,
@@ -255,6 +264,7 @@ def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -
     type=click.Path(path_type=Path),
     help="File to write, .npz, .safetensors or .npy, or a folder of PNG files.",
 )
+@memory_option
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @recipe_option((), "Options from a YAML file.")
 @output_options
@@ -278,7 +288,8 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
 
         captured = _capture(loaded, spec, view)
         view.stage("synthesis")
-        made = synthesize_set(captured, options["SynthesisConfig"], progress=view.update)
+        config, limit = options["SynthesisConfig"], options["memory_limit"]
+        made = synthesize_set(captured, config, progress=view.update, memory_limit=limit)
         with staged_file(out) if is_file else staged_directory(out) as target:
             _save(made, target, form)
     if as_json:

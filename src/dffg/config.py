@@ -222,6 +222,14 @@ class Scheme:
         return f"W{self.weight_bits}A{self.activation_bits}"
 
 
+def parse_bytes(text: str) -> int:
+    """A size like 800MB or 1.5GB, in bytes."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kMG]?B)", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise InputError(f"cannot read the size {text!r}; write it like 800MB or 1.5GB.")
+    return int(float(match[1]) * _BYTES[match[2].upper()])
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a network of mixed widths may cost, written size=0.5x, size=2MB, bops=0.25x or bits=4.

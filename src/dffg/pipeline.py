@@ -91,6 +91,7 @@ class _Run:
     progress: ProgressCallback | None
     learning_progress: LearningCallback | None
     work: dict[str, str]
+    memory_limit: int | None = None
 
     def kept(self, *decisive: Any) -> Checkpoint:
         """Where long work keeps what it has done until the result is written. decisive: what decides how it goes."""
@@ -108,6 +109,7 @@ def quantize(
     learning: LearningConfig | None = None,
     calibration: Data | None = None,
     evaluation: Data | None = None,
+    memory_limit: int | None = None,
     name: str | None = None,
     command: str | None = None,
     notes: tuple[str, ...] = (),
@@ -123,7 +125,8 @@ def quantize(
     `spec` describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned
     from the images beyond ranges; by default, something below 8 bits. What is learned is kept in `out`.partial until
     all is done: the same call goes on from there if it was stopped. `calibration` takes the place of synthesis, as the
-    yardstick; `evaluation` adds accuracy to the report. `command` is what the report says to do for the same result, by
+    yardstick; `evaluation` adds accuracy to the report. `memory_limit`: bytes a step of synthesis may take, see
+    `synthesize_set`. `command` is what the report says to do for the same result, by
     default this call. Raises a `DffgError` that says what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
@@ -148,6 +151,7 @@ def quantize(
             progress=progress,
             learning_progress=learning_progress,
             work=_describe_work(captured, synthesis, quantization, learning, data=source),
+            memory_limit=memory_limit,
         )
         with _unfinished_work(run, force):
             return _quantize(run, synthesis, quantization, learning, calibration)
@@ -164,7 +168,7 @@ def _quantize(
     with clock.stage("synthesis"):
         made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
         kept = run.kept(captured.module, made_with) if learning.learns else None
-        images = _calibration_images(captured, made_with, calibration, run.progress, kept)
+        images = _calibration_images(run, made_with, calibration, kept)
     with clock.stage("calibration"):
         ranges_from = images.inputs[: synthesis.count]
         decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
@@ -244,7 +248,7 @@ def _finetune(
         if calibration is None:
             synthesis = synthesis.for_learning(images or 0)
             kept = run.kept(captured.module, synthesis)
-            calibration = _calibration_images(captured, synthesis, None, run.progress, kept)
+            calibration = _calibration_images(run, synthesis, None, kept)
     scheme = None if quantization.is_mixed else quantization.scheme
     decided = Decided(
         float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
@@ -322,7 +326,7 @@ def _finish(
             _save_images(images, captured.spec, staging / IMAGES_FILE)
             save_parameters(decided.parameters, staging / PARAMETERS_FILE)
         with clock.stage("verify"):
-            held_out = _held_out_images(captured, synthesis, run.progress)
+            held_out = _held_out_images(run, synthesis)
             facts = _verify(runtime, quantized, written, reference, held_out)
         accuracy = None
         if run.evaluation is not None:
@@ -354,6 +358,7 @@ def _finish(
                 *runtime.notes,
                 *_width_notes(quantized, quantization.runtime),
                 *_equalization_notes(decided),
+                *_memory_notes(images.made, synthesis),
             ),
             files={entry.name: file_hash(entry) for entry in sorted(staging.iterdir())},
             path=str(run.out),
@@ -386,19 +391,16 @@ def _images_beside(directory: Path, captured: Captured, earlier: Report, count: 
 
 
 def _calibration_images(
-    captured: Captured,
-    config: SynthesisConfig,
-    data: Data | None,
-    progress: ProgressCallback | None,
-    checkpoint: Checkpoint | None,
+    run: _Run, config: SynthesisConfig, data: Data | None, checkpoint: Checkpoint | None
 ) -> Calibration:
+    captured = run.captured
     if data is not None:
         if data.spec.shape != captured.spec.shape:
             raise InputError(f"calibration data has shape {data.spec.shape}, the network takes {captured.spec.shape}.")
         inputs = np.concatenate(list(data.first(config.count).batches()))
         description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
         return Calibration(inputs=inputs, made=None, description=description)
-    made = synthesize_set(captured, config, progress=progress, checkpoint=checkpoint)
+    made = synthesize_set(captured, config, progress=run.progress, checkpoint=checkpoint, memory_limit=run.memory_limit)
     last = made.snapshots[-1]
     description = Images(
         source=_source(config),
@@ -436,13 +438,14 @@ def _save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
         np.savez_compressed(path, features=images.inputs)
 
 
-def _held_out_images(captured: Captured, config: SynthesisConfig, progress: ProgressCallback | None) -> Tensor:
+def _held_out_images(run: _Run, config: SynthesisConfig) -> Tensor:
     """Images of another seed, never seen in calibration: those kept of one chain of ours, whatever calibrated."""
     if not config.is_fast_gradient:
         config = SynthesisConfig(count=config.count, seed=config.seed)
     count = min(config.count, config.batch_size * snapshots_per_chain(config))
     held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
-    return torch.from_numpy(synthesize_set(captured, held_out, progress=progress).inputs)
+    made = synthesize_set(run.captured, held_out, progress=run.progress, memory_limit=run.memory_limit)
+    return torch.from_numpy(made.inputs)
 
 
 def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
@@ -503,6 +506,13 @@ def _equalization_notes(decided: Decided) -> tuple[str, ...]:
     if decided.equalized != "activations":
         return ()
     return ("the ranges of channels were evened out, which brings the answer nearer to the float network's",)
+
+
+def _memory_notes(made: SyntheticSet | None, asked: SynthesisConfig) -> tuple[str, ...]:
+    if made is None or made.config.batch_size == asked.batch_size:
+        return ()
+    size = made.config.batch_size
+    return (f"images were made {size} at a time in place of {asked.batch_size}, which fits into memory",)
 
 
 def _evaluate(runtime: Runtime, written: Path, reference: Path, data: Data) -> Accuracy:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dffg.baselines import chain_of
+from dffg.batch import fitting, is_out_of_memory
 from dffg.captured import Captured
 from dffg.chain import Visit, input_bounds
 from dffg.checkpoint import Checkpoint
@@ -74,14 +75,31 @@ def synthesize_set(
     *,
     progress: ProgressCallback | None = None,
     checkpoint: Checkpoint | None = None,
+    memory_limit: int | None = None,
 ) -> SyntheticSet:
     """Make calibration images and collect them with their configuration, seed and losses.
 
-    checkpoint: where finished chains are kept, and found if this was stopped before. Raises InputError where the images
-    do not fit into this machine's memory.
+    checkpoint: where finished chains are kept, and found if this was stopped before. memory_limit: bytes that a step
+    may take, by default what is available; the batch is halved until it fits, and once more whenever memory runs out
+    all the same. The configuration of the result says what it was. Raises InputError where the images do not fit into
+    this machine's memory.
     """
     config = config or SynthesisConfig()
     _refuse_more_than_memory(captured.spec, config)
+    fitted = fitting(captured, config, memory_limit)
+    while True:
+        try:
+            # What is kept of chains of one size does not go on in those of another.
+            return _collected(captured, fitted, progress, checkpoint if fitted == config else None)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or fitted.batch_size == 1:
+                raise
+        fitted = replace(fitted, batch_size=fitted.batch_size // 2)
+
+
+def _collected(
+    captured: Captured, config: SynthesisConfig, progress: ProgressCallback | None, checkpoint: Checkpoint | None
+) -> SyntheticSet:
     kept = [] if checkpoint is None else _finished(checkpoint, captured, config)
     first, made = len(kept) // snapshots_per_chain(config), sum(len(snapshot.images) for snapshot in kept)
     for snapshot in snapshots(captured, config, progress=progress, first=first, made=made):
