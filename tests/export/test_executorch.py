@@ -96,6 +96,12 @@ def test_results_stay_when_the_next_image_is_run():
     assert not np.array_equal(together[0], together[2])
 
 
+def test_the_order_of_a_batch_in_memory_does_not_matter():
+    run, images = open_file(written(NAME)), normalized(3, seed=9).numpy()
+    channels_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(run(channels_last), run(images))
+
+
 @pytest.mark.parametrize("content", [b"rubbish", b""])
 def test_what_is_no_program_is_explained(content, tmp_path):
     (tmp_path / "model.pte").write_bytes(content)
