@@ -109,7 +109,8 @@ def read_spec(path: Path) -> ImageSpec | None:
 
 
 def _images(batch: Array) -> Iterator[Tensor]:
-    return iter(torch.from_numpy(batch).split(1))
+    # The runtime reads memory in order, whatever the strides say.
+    return iter(torch.from_numpy(np.ascontiguousarray(batch)).split(1))
 
 
 def _load(path: Path) -> Callable[[Tensor], list[Array]]:
