@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dffg.captured import Captured, capture
-    from dffg.config import LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
+    from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
     from dffg.images import ImageSpec, SyntheticSet
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dffg.synthesis import synthesize, synthesize_set
 
 __all__ = [
+    "ArrayConfig",
     "Captured",
     "DffgError",
     "ImageSpec",
@@ -43,7 +44,7 @@ __all__ = [
 
 _HOMES = {
     "captured": ("Captured", "capture"),
-    "config": ("LearningConfig", "QuantizationConfig", "Scheme", "SynthesisConfig"),
+    "config": ("ArrayConfig", "LearningConfig", "QuantizationConfig", "Scheme", "SynthesisConfig"),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),
     "images": ("ImageSpec", "SyntheticSet"),
