@@ -198,6 +198,9 @@ def _attributes(node: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
             value = numpy_helper.to_array(value)
+        if isinstance(value, float):
+            # The decimal number that was meant, which single precision has rounded: an eps of 1e-5 is that again.
+            value = float(str(np.float32(value)))
         yield attribute.name, value.decode() if isinstance(value, bytes) else value
     if node.op_type == "Split" and not any(attribute.name == "num_outputs" for attribute in node.attribute):
         yield "num_outputs", len(node.output)
