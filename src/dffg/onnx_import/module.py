@@ -248,7 +248,7 @@ def _with_free_batch(step: Step, constants: dict[str, Value], batch: int) -> Ste
         return step
     name = f"{step.inputs[1]} of {step.outputs[0]}"
     constants[name] = np.array([0, *shape[1:]], dtype=np.int64)
-    return replace(step, inputs=(step.inputs[0], name))
+    return replace(step, inputs=(step.inputs[0], name), attributes={})
 
 
 def _reads(steps: list[Step]) -> Iterator[tuple[Step, int, str]]:
