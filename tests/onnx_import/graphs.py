@@ -37,12 +37,12 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
 
 
-def run(made: ModelProto, x: Array) -> list[Array]:
+def run(made: ModelProto, x: Array, name: str = "x") -> list[Array]:
     """The oracle."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})
+    return session.run(None, {name: x})
 
 
 def random(*shape: int, seed: int = 0) -> Array:

@@ -198,6 +198,9 @@ def _attributes(node: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
             value = numpy_helper.to_array(value)
+        if isinstance(value, float):
+            # The decimal number that was meant, which single precision has rounded: an eps of 1e-5 is that again.
+            value = float(str(np.float32(value)))
         yield attribute.name, value.decode() if isinstance(value, bytes) else value
     if node.op_type == "Split" and not any(attribute.name == "num_outputs" for attribute in node.attribute):
         yield "num_outputs", len(node.output)
@@ -245,7 +248,7 @@ def _with_free_batch(step: Step, constants: dict[str, Value], batch: int) -> Ste
         return step
     name = f"{step.inputs[1]} of {step.outputs[0]}"
     constants[name] = np.array([0, *shape[1:]], dtype=np.int64)
-    return replace(step, inputs=(step.inputs[0], name))
+    return replace(step, inputs=(step.inputs[0], name), attributes={})
 
 
 def _reads(steps: list[Step]) -> Iterator[tuple[Step, int, str]]:

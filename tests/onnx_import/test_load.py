@@ -1,0 +1,324 @@
+"""Whole networks through ONNX files, and files that must not be read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random as chance
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.export import Dim
+
+import dffg
+from dffg.captured import capture
+from dffg.config import SynthesisConfig
+from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
+from dffg.export.onnx import write_float
+from dffg.images import ImageSpec
+from dffg.models import load_model
+from dffg.onnx_import.load import load_onnx
+from dffg.synthesis import synthesize_set
+from tests.export import exported
+from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
+from tests.onnx_import.graphs import model, node, random, run
+
+SPEC = ImageSpec(shape=(3, 8, 8))
+KEPT = {
+    "new": {"dynamo": True, "optimize": False},
+    "old": {"dynamo": False, "training": torch.onnx.TrainingMode.PRESERVE},
+    "old-unfolded": {"dynamo": False, "do_constant_folding": False},
+}
+FOLDED: dict[str, dict[str, Any]] = {"new": {"dynamo": True}, "old": {"dynamo": False}}
+
+
+def write(module: nn.Module, shape: tuple[int, ...], path: Path, *, dynamic: bool = True, **options: Any) -> Path:
+    free: dict[str, Any] = {}
+    if dynamic:
+        free = {"dynamic_shapes": ({0: Dim.DYNAMIC},)} if options["dynamo"] else {"dynamic_axes": {"x": {0: "batch"}}}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        example = torch.zeros(2 if dynamic else 1, *shape)
+        torch.onnx.export(module.eval(), (example,), path, input_names=["x"], external_data=False, **free, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "exporter"), [*((name, "new") for name in NETWORKS), ("residual", "old"), ("shared", "old-unfolded")]
+)
+def test_a_network_comes_back_from_its_file(name: str, exporter: str, tmp_path: Path) -> None:
+    original, shape = network(name)
+    loaded = load_onnx(write(original, shape, tmp_path / "model.onnx", **KEPT[exporter]))
+    assert loaded.spec == ImageSpec(shape=shape, source="default")
+    found, expected = capture(loaded.module, spec=loaded.spec), captured(name)
+    x = inputs(shape, 5)
+    assert torch.allclose(found.module(x), expected.module(x), rtol=1e-5, atol=1e-6)
+    for norm, other in zip(found.batch_norms, expected.batch_norms, strict=True):
+        assert torch.equal(norm.running_mean, other.running_mean)
+        assert torch.equal(norm.running_var, other.running_var)
+        assert norm.eps == other.eps
+
+
+@pytest.mark.parametrize(
+    ("name", "exporter"), [("conv", "new"), ("residual", "old"), ("inverted-residual", "old-unfolded")]
+)
+def test_layers_keep_their_names(name: str, exporter: str, tmp_path: Path) -> None:
+    original, shape = network(name)
+    loaded = load_onnx(write(original, shape, tmp_path / "model.onnx", **KEPT[exporter]))
+    norms = capture(loaded.module, spec=loaded.spec).batch_norms
+    assert tuple(norm.name for norm in norms) == NETWORKS[name][2]
+
+
+@pytest.mark.parametrize("exporter", ["new", "old"])
+def test_synthetic_images_are_those_of_the_module(exporter: str, tmp_path: Path) -> None:
+    """Signs of gradients are not forgiving: the images are the same because nothing differs, to the last bit."""
+    original, shape = network("inverted-residual")
+    loaded = load_onnx(write(original, shape, tmp_path / "model.onnx", **KEPT[exporter]))
+    config = SynthesisConfig(count=8, batch_size=8, seed=3)
+    made = [synthesize_set(capture(module, spec=SPEC), config) for module in (loaded.module, original)]
+    assert np.abs(made[0].inputs - made[1].inputs).max() <= 1e-3
+
+
+def test_quantized_from_a_file_as_from_the_module(tmp_path: Path) -> None:
+    original, shape = network("inverted-residual")
+    loaded = load_model(str(write(original, shape, tmp_path / "model.onnx", **KEPT["new"])))
+    config = SynthesisConfig(count=16, batch_size=8)
+    for network_, name in ((loaded.model, "file"), (original, "module")):
+        result = dffg.quantize(network_, tmp_path / name, spec=SPEC, synthesis=config)
+        assert result.verified
+    x = inputs(shape, 64).numpy()
+    answers = [run(onnx.load(tmp_path / name / "model.onnx"), x, "input")[0] for name in ("file", "module")]
+    assert (answers[0].argmax(1) == answers[1].argmax(1)).mean() >= 0.99
+    assert [layer.name for layer in result.layers] == ["stem.0", "block.0", "block.3", "block.6", "head.3"]
+
+
+# BatchNorm
+
+
+@pytest.mark.parametrize("exporter", FOLDED)
+def test_folded_batch_norm_says_how_to_keep_it(exporter: str, tmp_path: Path) -> None:
+    original, shape = network("residual")
+    path = write(original, shape, tmp_path / "model.onnx", **FOLDED[exporter])
+    with pytest.raises(StatisticsError, match=r"model.onnx: it has no BatchNormalization. .*optimize=False.*PRESERVE"):
+        load_onnx(path)
+
+
+def test_partly_folded_file_works_and_says_so(tmp_path: Path) -> None:
+    original, _ = network("conv")
+    original[0], original[1] = nn.utils.fuse_conv_bn_eval(original[0], original[1]), nn.Identity()
+    loaded = load_model(str(write(original, (3, 8, 8), tmp_path / "model.onnx", **KEPT["new"])))
+    assert loaded.notes == ("the ONNX file has 1 BatchNorm layers beside 3 convolutions and matrix products",)
+    assert len(capture(loaded.model, spec=loaded.spec).batch_norms) == 1
+
+
+# The input
+
+
+@pytest.mark.parametrize(("name", "exporter"), [("conv", "new"), ("inverted-residual", "old"), ("volumes", "new")])
+def test_fixed_batch_is_freed(name: str, exporter: str, tmp_path: Path) -> None:
+    original, shape = network(name)
+    path = write(original, shape, tmp_path / "model.onnx", dynamic=False, **KEPT[exporter])
+    loaded, x = load_onnx(path), inputs(shape, 3)
+    assert torch.allclose(capture(loaded.module, spec=loaded.spec).module(x), original(x), rtol=1e-5, atol=1e-6)
+
+
+def norm_and(*nodes: onnx.NodeProto, shape: tuple[int | str, ...] = ("b", 3, 4, 4), **options: Any) -> onnx.ModelProto:
+    """A graph of a BatchNorm, whose result is `n`, and what follows."""
+    constants = {name: np.abs(random(3, seed=index)) + 0.5 for index, name in enumerate(("s", "o", "m", "v"))}
+    first = node("BatchNormalization", ["x", "s", "o", "m", "v"], ["n"])
+    return model([first, *nodes], shape, constants | options.pop("constants", {}), **options)
+
+
+def saved(made: onnx.ModelProto, tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(with_shapes(made), path)
+    return path
+
+
+def with_shapes(made: onnx.ModelProto) -> onnx.ModelProto:
+    """The checker wants to know the shapes of outputs."""
+    return onnx.shape_inference.infer_shapes(made)
+
+
+def test_batch_that_is_fixed_in_the_middle_is_refused(tmp_path: Path) -> None:
+    """Examples beside each other are taken for one."""
+    nodes = [node("ReduceMean", ["n", "all"], ["r"]), node("Add", ["n", "r"], ["y"])]
+    made = norm_and(*nodes, shape=(1, 3, 4, 4), constants={"all": np.array([0, 1, 2, 3])})
+    with pytest.raises(CaptureError, match=r"its batch is fixed at 1; export it with a dynamic batch"):
+        load_onnx(saved(made, tmp_path))
+
+
+def test_open_sizes_must_be_given(tmp_path: Path) -> None:
+    loaded = load_onnx(saved(norm_and(node("Relu", ["n"], ["y"]), shape=("b", 3, "h", "w")), tmp_path))
+    assert loaded.spec is None
+    x = inputs((3, 5, 6))
+    assert torch.allclose(capture(loaded.module, input_shape=(3, 5, 6)).module(x), loaded.module(x))
+
+
+def test_description_that_dffg_wrote_is_known(tmp_path: Path) -> None:
+    made = norm_and(node("Relu", ["n"], ["y"]))
+    spec = ImageSpec(shape=(3, 4, 4), mean=(0.1, 0.2, 0.3), std=(0.5,), bounds=(0.0, 255.0), source="the test")
+    path = tmp_path / "float.onnx"
+    write_float(exported("batch-norm").quantized.float_module, spec=ImageSpec(shape=(3, 8, 8), std=(0.5,)), path=path)
+    helper.set_model_props(made, {"dffg.input": _described(spec)})
+    assert load_onnx(saved(made, tmp_path)).spec == spec
+    assert load_onnx(path).spec == ImageSpec(shape=(3, 8, 8), std=(0.5,))
+
+
+def _described(spec: ImageSpec) -> str:
+    import dataclasses
+    import json
+
+    return json.dumps(dataclasses.asdict(spec))
+
+
+@pytest.mark.parametrize("description", ["{", '{"shape": 3}', '{"shape": [3, 4, 4], "color": 1}'])
+def test_damaged_description_is_named(description: str, tmp_path: Path) -> None:
+    made = norm_and(node("Relu", ["n"], ["y"]))
+    helper.set_model_props(made, {"dffg.input": description})
+    with pytest.raises(InputError, match=r"description of its input \(dffg.input\) is damaged"):
+        load_onnx(saved(made, tmp_path))
+
+
+def test_input_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    made = norm_and(node("Relu", ["n"], ["y"]), kind=TensorProto.UINT8)
+    with pytest.raises(InputError, match="its input is uint8; export a network that takes float32"):
+        load_onnx(saved_unchecked(made, tmp_path))
+
+
+def test_two_inputs_are_refused(tmp_path: Path) -> None:
+    made = norm_and(node("Add", ["n", "z"], ["y"]))
+    made.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ("b", 3, 4, 4)))
+    with pytest.raises(CaptureError, match="has 2 inputs"):
+        load_onnx(saved(made, tmp_path))
+
+
+# Files that are refused
+
+
+def saved_unchecked(made: onnx.ModelProto, tmp_path: Path) -> Path:
+    made.graph.output[0].type.tensor_type.shape.SetInParent()
+    onnx.save(made, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_quantized_file_is_refused() -> None:
+    with pytest.raises(InputError, match="it is quantized already; give the float network"):
+        load_onnx(exported("plain").path)
+
+
+def test_old_version_is_refused(tmp_path: Path) -> None:
+    made = norm_and(node("Relu", ["n"], ["y"]), opset=6)
+    made.ir_version = 3
+    made.graph.input.extend(
+        helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, entry.dims) for entry in made.graph.initializer
+    )
+    with pytest.raises(InputError, match="it has opset 6; export it with 7 or later"):
+        load_onnx(saved_unchecked(made, tmp_path))
+
+
+def test_weights_are_not_replaced(tmp_path: Path) -> None:
+    path = saved(norm_and(node("Relu", ["n"], ["y"])), tmp_path)
+    with pytest.raises(InputError, match=r"a .onnx file holds its own weights; leave --weights out"):
+        load_model(str(path), weights=tmp_path / "weights.pth")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no file .*nothing.onnx"):
+        load_model(str(tmp_path / "nothing.onnx"))
+
+
+def external(tmp_path: Path, location: str) -> Path:
+    """A file in `model/` whose statistics are said to lie at `location`."""
+    made = norm_and(node("Relu", ["n"], ["y"]))
+    (tmp_path / "model").mkdir()
+    for entry in made.graph.initializer:
+        content = numpy_helper.to_array(entry).tobytes()
+        entry.ClearField("raw_data")
+        entry.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "0"), ("length", str(len(content)))):
+            entry.external_data.add(key=key, value=value)
+    (tmp_path / "secret").write_bytes(content)
+    (tmp_path / "model" / "weights").write_bytes(content)
+    path = tmp_path / "model" / "model.onnx"
+    path.write_bytes(with_shapes(made).SerializeToString())
+    return path
+
+
+def test_weights_beside_a_file_are_read(tmp_path: Path) -> None:
+    loaded = load_onnx(external(tmp_path, "weights"))
+    assert torch.isfinite(loaded.module(torch.ones(2, 3, 4, 4))).all()
+
+
+@pytest.mark.parametrize("location", ["../secret", "{absolute}/secret", "link", "sub/../../secret"])
+def test_nothing_outside_its_directory_is_read(location: str, tmp_path: Path) -> None:
+    path = external(tmp_path, location.format(absolute=tmp_path))
+    (path.parent / "link").symlink_to(tmp_path / "secret")
+    (path.parent / "sub").mkdir()
+    with pytest.raises(InputError, match=r"model.onnx is not a readable ONNX file"):
+        load_onnx(path)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("damaged") / "model.onnx"
+    return write(randomize(small_conv()), (3, 8, 8), path, **KEPT["new"]).read_bytes()
+
+
+@pytest.mark.parametrize("share", np.linspace(0, 0.99, 20))
+def test_truncated_file_is_refused(share: float, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DffgError):
+        load_onnx(tmp_path / "model.onnx")
+
+
+def test_damaged_file_gives_an_error_that_says_so(content: bytes, tmp_path: Path) -> None:
+    """Or a network, where what was hit is a weight."""
+    generator = chance.Random(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(generator.choice((1, 3))):
+            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        (tmp_path / "model.onnx").write_bytes(damaged)
+        with contextlib.suppress(DffgError):
+            loaded = load_onnx(tmp_path / "model.onnx")
+            capture(loaded.module, spec=loaded.spec or SPEC)
+
+
+@pytest.mark.parametrize(
+    "name", ['x");__import__("os").mkdir("executed")#', "forward.weight", "a.b.c", "\n", "conv/w:0"]
+)
+def test_names_of_a_file_do_no_harm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured graphs are compiled from text that has names in it."""
+    monkeypatch.chdir(tmp_path)
+    convolve = node("Conv", ["n", name], ["y"], name=name)
+    made = norm_and(convolve, constants={name: random(4, 3, 1, 1)})
+    loaded, x = load_onnx(saved(made, tmp_path)), inputs((3, 4, 4))
+    answer = capture(loaded.module, spec=loaded.spec).module(x)
+    np.testing.assert_allclose(answer.numpy(), run(made, x.numpy())[0], rtol=1e-4, atol=1e-5)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_matrix_product_and_sum_are_one_layer(tmp_path: Path) -> None:
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.linear = nn.BatchNorm2d(3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.bn(x))
+
+    original = randomize(Sequence())
+    loaded = load_onnx(write(original, (3, 4, 4), tmp_path / "model.onnx", **KEPT["new"]))
+    found = capture(loaded.module, spec=loaded.spec)
+    targets = [str(made.target) for made in found.module.graph.nodes if made.op == "call_function"]
+    assert targets == ["aten.batch_norm.default", "aten.linear.default"]
+    x = inputs((3, 4, 4))
+    assert torch.allclose(found.module(x), original(x), atol=1e-6)
