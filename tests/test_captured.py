@@ -255,10 +255,18 @@ def test_writing_into_a_part_of_a_tensor_is_noticed():
         capture(with_norm(forward), spec=SPEC)
 
 
-def test_weights_that_give_nan_are_noticed():
+def test_damaged_weights_are_noticed():
     model = randomize(small_conv())
     with torch.no_grad():
         model[8].bias[0] = float("nan")
+    with pytest.raises(CaptureError, match=r"8\.bias holds NaN or infinite values"):
+        capture(model, spec=SPEC)
+
+
+def test_weights_that_give_nan_are_noticed():
+    model = randomize(small_conv())
+    with torch.no_grad():
+        model[8].weight.fill_(3e38)
     with pytest.raises(CaptureError, match="NaN or infinite values on a random input"):
         capture(model, spec=SPEC)
 
