@@ -740,7 +740,12 @@ def test_missing_place_is_refused(here):
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("nothing.onnx", "is not a readable ONNX file"), ("file", "none of the files that can be run here")],
+    [
+        ("nothing.onnx", "is not a readable ONNX file"),
+        ("nothing.xml", "OpenVINO cannot load the file"),
+        ("nothing.pt2", "is not a readable torch.export archive"),
+        ("file", "is none of the files that can be run here"),
+    ],
 )
 @pytest.mark.usefixtures("earlier")
 def test_evaluate_of_what_is_no_network_is_refused(labelled, file, message):

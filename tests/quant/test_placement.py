@@ -229,10 +229,19 @@ def test_what_has_no_integer_kernel_is_reported():
     assert [node.name for node in place(module).float_operations] == ["batch_norm"]
 
 
-def test_a_layer_with_computed_weights_has_no_integer_kernel():
-    source, _, left = placed(lambda self, x: F.conv2d(x, self.head.weight * 2) + x, head=nn.Conv2d(4, 4, 1))
+def test_a_layer_with_weights_computed_from_its_input_has_no_integer_kernel():
+    def forward(self, x):
+        return F.conv2d(x, self.head.weight * x.mean()) + x
+
+    source, _, left = placed(forward, head=nn.Conv2d(4, 4, 1))
     assert "conv2d_1" in left
     assert "mul" not in source
+
+
+def test_a_layer_with_weights_computed_from_stored_ones_has_one():
+    source, _, left = placed(lambda self, x: F.conv2d(x, self.head.weight * 2) + x, head=nn.Conv2d(4, 4, 1))
+    assert "conv2d_1" not in left
+    assert "conv2d_1" in source
 
 
 def test_concatenation_reads_and_writes_integers():

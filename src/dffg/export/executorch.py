@@ -234,4 +234,5 @@ RUNTIME = Runtime(
     count_kernels=count_kernels,
     read_spec=read_spec,
     requires=("executorch",),
+    notes=("XNNPACK rounds the answer to 8 bits too, in the range that the calibration images have",),
 )

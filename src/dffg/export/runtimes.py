@@ -33,4 +33,4 @@ def runtime_for(path: Path) -> Runtime:
         if path.suffix == runtime.suffixes[0]:
             return runtime_of(target)
     endings = ", ".join(dict.fromkeys(runtime.suffixes[0] for runtime in RUNTIMES.values()))
-    raise InputError(f"{path} is none of the files that can be run here, which end with {endings}.")
+    raise InputError(f"{path} is none of the files that can be run here, which end with {endings}; name one of those.")
