@@ -19,8 +19,17 @@ setup: .venv/done ## make .venv with what demo, tests and benchmarks need
 demo: setup ## quantize EfficientNet-Lite0 (ImageNet) without data
 	$(BIN)/dffg quantize demo:efficientnet_lite0 --out demo-output --force
 
+# Two halves that take as long, side by side: most tests are too small to keep two cores busy.
+FIRST := tests/quant tests/baselines tests/benchmarks tests/evaluation tests/export tests/onnx_import
+
 test: setup ## run the tests, the arena's smoke suite among them
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 --output-sync=target test-first test-second
+
+test-first:
+	$(BIN)/python -m pytest -q --durations=10 $(FIRST)
+
+test-second:
+	$(BIN)/python -m pytest -q --durations=10 tests src $(FIRST:%=--ignore=%)
 
 docs: setup ## build the site in site/
 	$(BIN)/zensical build --strict
