@@ -27,6 +27,7 @@ import dffg.pipeline  # noqa: F401 - loaded once: every run is forked from here
 from dffg.cli import main as dffg_main
 from dffg.output import file_hash
 from dffg.quant import finetune
+from dffg.report.result import PAGE_FILE, REPORT_FILE
 from tests.networks import randomize
 
 FILES = ("images.npz", "model.onnx", "parameters.npz")
@@ -92,11 +93,12 @@ def finish(out: Path, seed: int, log: Path) -> Result:
 
 def result_in(out: Path) -> Result:
     """Hashes of the files of a whole result; anything else is an error."""
-    if sorted(entry.name for entry in out.iterdir()) != [*FILES, "report.json"]:
+    if sorted(entry.name for entry in out.iterdir()) != [*FILES, PAGE_FILE, REPORT_FILE]:
         raise AssertionError(f"{out} holds {sorted(entry.name for entry in out.iterdir())}")
-    found = {name: file_hash(out / name) for name in FILES}
-    if json.loads((out / "report.json").read_text())["files"] != found:
-        raise AssertionError("report.json stands beside files that are not its own")
+    found = {name: file_hash(out / name) for name in (*FILES, PAGE_FILE)}
+    if json.loads((out / REPORT_FILE).read_text())["files"] != found:
+        raise AssertionError(f"{REPORT_FILE} stands beside files that are not its own")
+    del found[PAGE_FILE]  # it says how long the run took
     return found
 
 

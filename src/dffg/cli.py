@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import dataclasses
 import functools
 import json
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from dffg.report.result import Result
 
 VERIFICATION_FAILED, INTERRUPTED = 3, StoppedError.exit_code
+_SOON = 0.05
 Command = TypeVar("Command", bound=Callable[..., Any])
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -489,8 +492,17 @@ def _progress(console: Console) -> Iterator[Any]:
         yield view
 
 
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python drops an interruption that comes while it clears up an object; then the main thread gets another."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(_SOON, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Entry point: run a command, turn errors into one message and an exit code."""
+    sys.unraisablehook = _interrupt_again
     debug = "--debug" in sys.argv
     try:
         code = cli.main(standalone_mode=False)
@@ -499,6 +511,11 @@ def main() -> None:
             raise
         click.echo(f"dffg: {error}", err=True)
         code = error.exit_code
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"dffg: {error}", err=True)
+        code = DffgError.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -189,7 +189,7 @@ def test_the_whole_road(digits, tmp_path):
     assert (result.kernels.integer, result.kernels.float) == (5, 0)
     assert abs(result.accuracy.drop_points) < 1.5
     assert result.target == json.loads((tmp_path / "out" / "report.json").read_text())["target"] == "openvino"
-    assert set(result.files) == {"model.xml", "model.bin", "model.onnx", "images.npz", "parameters.npz"}
+    assert set(result.files) == {"model.xml", "model.bin", "model.onnx", "images.npz", "parameters.npz", "report.html"}
     assert evaluate(tmp_path / "out" / "model.xml", data).top1 == pytest.approx(result.accuracy.quantized_top1)
     tuned = finetune(digits.model, tmp_path / "out", tmp_path / "tuned", steps=2, spec=DIGITS)
     assert tuned.target == "openvino"

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from dffg.checkpoint import Checkpoint
 from dffg.config import ReconstructionConfig
+from dffg.graph import CONVOLUTIONS, argument, calls, nodes_by_name
 from dffg.memory import reused_memory
 from dffg.quant.blocks import Block, find_blocks, work_of
 from dffg.quant.learned import (
@@ -71,9 +72,10 @@ def reconstruct(
     """
     network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop, config.reach)
     images = laid_out(images)
-    blocks = find_blocks(float_module)
+    blocks, nodes = find_blocks(float_module), nodes_by_name(float_module)
     with torch.no_grad():
         exact, quantized = images, network.quantized(blocks[0].input, images)
+    fast = has_fast_bfloat16() if config.bfloat16 is None else config.bfloat16
     clock = _Clock([work_of(float_module, block) for block in blocks], config.max_seconds)
     done = 0 if checkpoint is None else _restore(checkpoint, network)
     if done == len(blocks):
@@ -88,7 +90,8 @@ def reconstruct(
         learned = network.block(block.input, block.output)
         target = _run(between(float_module, block.input, block.output), exact)
         before = _error(_run(learned, quantized), target) if progress is not None else math.nan
-        iterations = _learn(learned, exact, quantized, target, config, clock.seconds_for(index))
+        narrow = fast and not any(strides_past(nodes[layer]) for layer in block.layers)
+        iterations = _learn(learned, exact, quantized, target, config, clock.seconds_for(index), narrow)
         exact, quantized = target, _run(learned, quantized)
         if progress is not None:
             record = BlockRecord(
@@ -135,6 +138,7 @@ def _learn(
     target: Tensor,
     config: ReconstructionConfig,
     seconds: float,
+    narrow: bool,
 ) -> int:
     """Train a block for so many steps, or as many as there is time for; their number.
 
@@ -147,7 +151,6 @@ def _learn(
     power = target.square().mean().clamp(min=1e-30)
     losses: list[float] = []
     tried, started = False, time.perf_counter()
-    narrow = has_fast_bfloat16() if config.bfloat16 is None else config.bfloat16
     for iteration in range(config.iterations):
         progress = max(iteration / config.iterations, (time.perf_counter() - started) / seconds)
         if progress >= 1:
@@ -175,6 +178,18 @@ def _is_stuck(losses: list[float]) -> bool:
     """Whether the last fifth of the steps is less than 1 % better than the first."""
     part = len(losses) // 5
     return sum(losses[-part:]) > _BETTER * sum(losses[:part])
+
+
+def strides_past(layer: fx.Node) -> bool:
+    """Whether a convolution's stride is larger than the width of its input.
+
+    There oneDNN's gradient of the weight in bfloat16 reads memory that nobody has written (torch 2.14 on a processor
+    with AMX: other numbers in every run, sometimes NaN; not with numbers of 32 bits).
+    """
+    if not calls(layer, *CONVOLUTIONS):
+        return False
+    stride, width = argument(layer, 3, [1])[-1], layer.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+    return bool(stride > width)
 
 
 @lru_cache
