@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test docs check clean
+.PHONY: setup demo test docs check audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,9 @@ check: setup ## lint, types, import directions, tables rendered from stored resu
 	$(BIN)/lint-imports
 	$(BIN)/python -m benchmarks render --check
 	$(BIN)/zensical build --strict
+
+audit: setup ## weaknesses known of what is installed, where the package index tells
+	$(BIN)/python -m tests.audit
 
 clean: ## remove what setup and demo made
 	rm -rf .venv demo-output site

