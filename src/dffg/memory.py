@@ -14,7 +14,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MOST_MAPPINGS = 65536
 # The largest that glibc's own adjustment reaches; a call of mallopt turns that adjustment off for good.
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 _users = 0
 

@@ -20,18 +20,24 @@ class Objective:
         self._probe = Probe(captured)
         self._per_image = per_image
         self._slack = slack
+        self._shares = torch.cat([live / live.sum().clamp(min=1) for live in self._probe.channels])
+        self._layers = len(self._probe.channels)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Loss of a batch of network inputs; differentiable once."""
-        layers = self._probe(images, per_image=self._per_image)
-        return torch.stack([distance(layer, self._slack) for layer in layers]).mean()
+        terms = squares(self._probe.side_by_side(images, per_image=self._per_image), self._slack)
+        return (terms * self._shares).sum() / (self._layers * (len(terms) if terms.dim() == 2 else 1))
 
 
-def distance(layer: LayerStatistics, slack: float = 0.0) -> Tensor:
-    """Distance of one layer from what it remembers, averaged over live channels.
+def squares(layer: LayerStatistics, slack: float = 0.0) -> Tensor:
+    """Distance of every channel from what it remembers.
 
     max(|mean_error| - slack, 0)^2 + max(|std_ratio - 1| - slack, 0)^2
     """
-    terms = beyond(layer.mean_error, slack).square() + beyond(layer.std_ratio - 1, slack).square()
-    images = terms.shape[0] if terms.dim() == 2 else 1
-    return terms.sum() / (layer.live.sum().clamp(min=1) * images)
+    return beyond(layer.mean_error, slack).square() + beyond(layer.std_ratio - 1, slack).square()
+
+
+def distance(layer: LayerStatistics, slack: float = 0.0) -> Tensor:
+    """The same of one layer, averaged over live channels and images."""
+    terms = squares(layer, slack)
+    return terms.sum() / (layer.live.sum().clamp(min=1) * (len(terms) if terms.dim() == 2 else 1))

@@ -13,7 +13,7 @@ A BatchNorm that cannot be folded is measured at its own input; both cases are o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import getitem
 from typing import Any
 
@@ -23,8 +23,12 @@ from torch.autograd.function import once_differentiable
 
 from dffg.captured import Captured
 from dffg.fold import FoldRecord, fold_with_records
-from dffg.graph import with_output
+from dffg.graph import CONVOLUTIONS, aten, calls, with_output
+from dffg.padding import absorb_padding
 from dffg.statistics import live_channels
+
+# What makes a new tensor of the gradient that it hands on, and hands it on to nobody else.
+_GRADIENT_MAKERS = (*CONVOLUTIONS, aten.hardtanh.default, aten.relu.default, aten.relu6.default, aten.silu.default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +68,22 @@ class Probe:
         answer = next(node for node in module.graph.nodes if node.op == "output").args[0]
         if change is not None:
             change(module)
+        absorb_padding(module)
         measured = watch(module, [record.node for record in records])
         self._network = with_output(module, measured)
         self._whole = with_output(module, [*measured, answer])
         self._targets = [target_of(record) for record in records]
+        self._all_targets = _side_by_side(self._targets)
+
+    @property
+    def channels(self) -> list[Tensor]:
+        """Which channels of every BatchNorm call are live, as in `LayerStatistics`."""
+        return [target.live for target in self._targets]
+
+    def side_by_side(self, images: Tensor, *, per_image: bool = False) -> LayerStatistics:
+        """As a call, with the channels of all BatchNorms one after the other, as if of one: a few operations in all."""
+        measured = self._network(per_image, images)
+        return compare(_joined(measured[::2]), _joined(measured[1::2]), self._all_targets)
 
     def __call__(self, images: Tensor, *, per_image: bool = False) -> list[LayerStatistics]:
         """Statistics of every BatchNorm call in order of execution; differentiable once with respect to `images`."""
@@ -96,8 +112,9 @@ def watch(module: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
 
 
 def _watch_one(graph: fx.Graph, node: fx.Node, per_image: fx.Node) -> tuple[fx.Node, fx.Node]:
+    owned = len(node.users) == 1 and calls(next(iter(node.users)), *_GRADIENT_MAKERS)
     with graph.inserting_after(node):
-        watched = graph.call_function(passed_with_moments, (node, per_image))
+        watched = graph.call_function(passed_with_moments, (node, per_image, owned))
     with graph.inserting_after(watched):
         passed, mean, var = (graph.call_function(getitem, (watched, index)) for index in range(3))
     node.replace_all_uses_with(passed, delete_user_cb=lambda user: user is not watched)
@@ -121,6 +138,17 @@ def target_of(record: FoldRecord) -> Target:
         remembered_std=total_var.sqrt(),
         live=live,
     )
+
+
+def _side_by_side(targets: Sequence[Target]) -> Target:
+    names = [field.name for field in fields(Target)]
+    return Target(**{name: torch.cat([getattr(target, name) for target in targets]) for name in names})
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """(channels,) of every layer, or (batch, channels) where one of them was measured per image."""
+    images = max((len(value) for value in values if value.dim() == 2), default=None)
+    return torch.cat([value if images is None else value.expand(images, -1) for value in values], dim=-1)
 
 
 def compare(mean: Tensor, var: Tensor, target: Target) -> LayerStatistics:
@@ -149,9 +177,12 @@ def moments(activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def passed_with_moments(activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """An activation as it is, for the rest of the network, with its `moments`."""
-    passed, mean, var = Moments.apply(activation, per_image)
+def passed_with_moments(activation: Tensor, per_image: bool, owned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """An activation as it is, for the rest of the network, with its `moments`.
+
+    owned: whether the gradient that comes back is a tensor of nobody else, which may be added to in place.
+    """
+    passed, mean, var = Moments.apply(activation, per_image, owned)
     return passed, mean, var
 
 
@@ -162,19 +193,21 @@ class Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, activation: Tensor, per_image: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, activation: Tensor, per_image: bool, owned: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The activation itself, mean and variance of every channel."""
         mean, var = moments(activation, per_image)
         ctx.save_for_backward(activation, mean)
+        ctx.owned = owned
         return activation, mean, var
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_passed: Tensor, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, d_passed: Tensor, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None, None]:
         """Gradient with respect to the activation."""
         activation, mean = ctx.saved_tensors
         count = activation.numel() // mean.numel()
         slope = 2 * d_var / count
         offset = d_mean / count - slope * mean
         shape = (-1 if mean.dim() == 2 else 1, activation.shape[1], *[1] * (activation.dim() - 2))
-        return torch.add(d_passed, offset.reshape(shape)).addcmul_(activation, slope.reshape(shape)), None
+        add = d_passed.add_ if ctx.owned else d_passed.add
+        return add(offset.reshape(shape)).addcmul_(activation, slope.reshape(shape)), None, None
