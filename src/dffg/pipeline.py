@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +318,8 @@ def _finish(
     """Write the file, verify it in its runtime, and report."""
     captured, clock, quantized = run.captured, run.clock, decided.insert()
     runtime = runtime_of(quantization.target)
+    with clock.stage("held-out images"):
+        held_out = _held_out_images(run, synthesis)
     with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, temporary_beside(run.out) as scratch:
         written, reference = staging / runtime.file, scratch / runtime.file
         with clock.stage("export"):
@@ -326,7 +328,6 @@ def _finish(
             _save_images(images, captured.spec, staging / IMAGES_FILE)
             save_parameters(decided.parameters, staging / PARAMETERS_FILE)
         with clock.stage("verify"):
-            held_out = _held_out_images(run, synthesis)
             facts = _verify(runtime, quantized, written, reference, held_out)
         accuracy = None
         if run.evaluation is not None:
@@ -537,7 +538,6 @@ class _Clock:
         self._spent[name] = time.perf_counter() - started
 
     def seconds(self) -> Seconds:
-        stages = ("capture", "synthesis", "calibration", "learning", "export", "verify")
-        return Seconds(
-            **{name: self._spent.get(name, 0.0) for name in stages}, total=time.perf_counter() - self._started
-        )
+        spent = {name.replace("-", "_").replace(" ", "_"): seconds for name, seconds in self._spent.items()}
+        stages = [field.name for field in fields(Seconds) if field.name != "total"]
+        return Seconds(**{name: spent.get(name, 0.0) for name in stages}, total=time.perf_counter() - self._started)

@@ -81,7 +81,8 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         (
             "time",
             f"{seconds.total:.1f} s: synthesis {seconds.synthesis:.1f}, calibration {seconds.calibration:.1f}, "
-            f"learning {seconds.learning:.1f}, export {seconds.export:.1f}, verification {seconds.verify:.1f}",
+            f"learning {seconds.learning:.1f}, held-out images {seconds.held_out_images:.1f}, "
+            f"export {seconds.export:.1f}, verification {seconds.verify:.1f}",
         )
     )
     if result.peak_memory_bytes:
