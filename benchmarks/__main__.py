@@ -9,6 +9,7 @@ from benchmarks import (
     arena,
     chain_picture,
     diversity,
+    growth,
     handover,
     int8,
     latency,
@@ -75,6 +76,15 @@ def run_mixed(networks: list[str], seeds: list[int]) -> None:
 def run_lowbits(networks: list[str], seeds: list[int], sources: list[str], bits: list[str], methods: list[str]) -> None:
     """Accuracy of fewer bits in ONNX Runtime, by source of the images and by method."""
     lowbits.run_suite(networks, seeds, sources, bits, methods)
+
+
+@main.command("growth")
+@click.option("--networks", default="cifar10_resnet20", callback=_names, show_default=True)
+@click.option("--counts", default="64,256,1024,4096", callback=lambda c, p, value: list(map(int, value.split(","))))
+@click.option("--threads", default=2, show_default=True)
+def run_growth(networks: list[str], counts: list[int], threads: int) -> None:
+    """Seconds and peak memory of synthesis by the number of images."""
+    growth.run_suite(networks, counts, threads)
 
 
 @main.command("step")

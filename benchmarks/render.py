@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "diversity_predicts": tables.diversity_predicts_table,
     "speed": tables.speed_table,
     "step": tables.step_table,
+    "growth": tables.growth_table,
     "arena": arena_tables.arena_table,
     "arena_short": arena_tables.arena_short_table,
     "arena_full": arena_tables.arena_full_table,

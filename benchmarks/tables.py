@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from benchmarks import ablation, diversity, int8, records
+from benchmarks import ablation, diversity, growth, int8, records
 from benchmarks.networks import REAL
 
 Records = list[dict[str, Any]]
@@ -189,6 +189,21 @@ def step_table() -> str:
             f"| {1e3 * record['seconds']['floor']:.0f} ms | {ratios['fast']:.2f}x "
             f"| {record['batch'] / record['seconds']['fast']:.1f} | {' | '.join(others)} |"
         )
+    return "\n".join(lines)
+
+
+def growth_table() -> str:
+    """Seconds and peak memory of synthesis by the number of images, with the exponent of the growth."""
+    results = latest(records.read(growth.SUITE), ("network", "count", "threads"))
+    lines = ["| network | images | seconds | images/s | exponent of all | peak, GB |", "|---|---|---|---|---|---|"]
+    for network in unique(results, "network"):
+        here = sorted((r for r in results if r["network"] == network), key=lambda record: int(record["count"]))
+        grown = growth.exponent([r["count"] for r in here], [r["seconds"] for r in here]) if here[1:] else math.nan
+        for r in here:
+            lines.append(
+                f"| {network} | {r['made']} | {r['seconds']:.1f} | {r['made'] / r['seconds']:.1f} | {grown:.3f} "
+                f"| {r['peak_bytes'] / 1e9:.2f} |"
+            )
     return "\n".join(lines)
 
 

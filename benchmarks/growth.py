@@ -1,0 +1,57 @@
+"""Does time grow as the number of images, and memory not at all? Images as a stream, a process for every count."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from benchmarks import records
+from benchmarks.networks import load_benchmarks
+from dffg.captured import capture
+from dffg.config import SynthesisConfig
+from dffg.memory import reused_memory
+from dffg.synthesis import synthesize
+
+SUITE = "growth"
+
+
+def run_suite(networks: list[str], counts: list[int], threads: int) -> None:
+    """Measure every count of images of every network, one after the other."""
+    for network in networks:
+        for count in counts:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                measured = fresh.submit(measure, network, count, threads).result()
+            records.append(SUITE, {"network": network, "count": count, "threads": threads, **measured})
+            print(f"{network}, {count} images: {measured}", flush=True)
+
+
+def measure(network: str, count: int, threads: int) -> dict[str, Any]:
+    """Seconds of making so many images, and the peak memory of a process that makes them and keeps none."""
+    torch.set_num_threads(threads)
+    (benchmark,) = load_benchmarks([network])
+    captured = capture(benchmark.model, spec=benchmark.spec)
+    before = _peak_bytes()
+    with reused_memory():
+        for _ in synthesize(captured, SynthesisConfig(count=64, seed=1)):  # what only the first images cost
+            pass
+        started = time.perf_counter()
+        made = sum(len(images) for images in synthesize(captured, SynthesisConfig(count=count)))
+        seconds = time.perf_counter() - started
+    return {"made": made, "seconds": seconds, "before_bytes": before, "peak_bytes": _peak_bytes()}
+
+
+def exponent(counts: list[int], seconds: list[float]) -> float:
+    """Slope of the straight line nearest to log seconds over log counts: 1 where time grows as the count does."""
+    x, y = [math.log(count) for count in counts], [math.log(value) for value in seconds]
+    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y)) / sum((a - middle_x) ** 2 for a in x)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
