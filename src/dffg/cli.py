@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dffg.captured import Captured
+    from dffg.distributed import Workers
     from dffg.evaluation.data import Data
     from dffg.images import ImageSpec, SyntheticSet
     from dffg.models import Loaded
@@ -104,6 +105,46 @@ memory_option = click.option(
 )
 
 
+def worker_options(command: Command) -> Command:
+    """Where tasks run."""
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            callback=_needs_ray,
+            help="With --ray: tasks at once  [default: all processors]",
+        ),
+        click.option(
+            "--ray",
+            is_flag=False,
+            is_eager=True,
+            flag_value="local",
+            metavar="[ADDRESS]",
+            help="Run on all processors of this machine, or of the Ray cluster at ADDRESS (auto, or HOST:PORT).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _needs_ray(context: click.Context, _: click.Parameter, workers: int | None) -> int | None:
+    if workers is not None and context.params["ray"] is None:
+        raise InputError("--workers is given without --ray; give both, or neither.")
+    return workers
+
+
+@contextmanager
+def _workers(ray: str | None, workers: int | None, view: Any) -> Iterator[Workers | None]:
+    if ray is None:
+        yield None
+        return
+    from dffg.distributed import ray_workers
+
+    view.stage("start Ray")
+    with ray_workers(ray, count=workers) as started:
+        yield started
+
+
 def output_options(command: Command) -> Command:
     """How much is printed, and how errors are shown."""
     for option in (
@@ -132,6 +173,7 @@ def cli() -> None:
 )
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @memory_option
+@worker_options
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options
 @config_options(QuantizationConfig)
@@ -151,7 +193,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
         evaluation = _data(options["evaluation"], spec, labelled=True)
         from dffg.pipeline import quantize as run
 
-        with _says_what_is_kept(out):
+        with _says_what_is_kept(out), _workers(options["ray"], options["workers"], view) as workers:
             result = run(
                 loaded.model,
                 out,
@@ -162,6 +204,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 calibration=calibration,
                 evaluation=evaluation,
                 memory_limit=options["memory_limit"],
+                workers=workers,
                 name=loaded.name,
                 command=_typed(),
                 notes=notes,
@@ -268,6 +311,7 @@ def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -
     help="File to write, .npz, .safetensors or .npy, or a folder of PNG files.",
 )
 @memory_option
+@worker_options
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @recipe_option((), "Options from a YAML file.")
 @output_options
@@ -290,9 +334,10 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         from dffg.synthesis import synthesize_set
 
         captured = _capture(loaded, spec, view)
-        view.stage("synthesis")
         config, limit = options["SynthesisConfig"], options["memory_limit"]
-        made = synthesize_set(captured, config, progress=view.update, memory_limit=limit)
+        with _workers(options["ray"], options["workers"], view) as workers:
+            view.stage("synthesis")
+            made = synthesize_set(captured, config, progress=view.update, memory_limit=limit, workers=workers)
         with staged_file(out) if is_file else staged_directory(out) as target:
             _save(made, target, form)
     if as_json:

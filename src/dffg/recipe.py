@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from yaml import Node
 
 _NAME = "recipe"
+# Say where a command runs, not what it does.
+_WHERE = frozenset({"ray", "workers"})
 _PLACES = "dffg.recipe.places"
 _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map"))
@@ -45,9 +47,9 @@ def recipe_option(names: tuple[str, ...], help: str) -> Callable[[Any], Any]:
 
 
 def recipe_parameters(command: click.Command) -> Iterator[tuple[str, click.Parameter]]:
-    """What a recipe can say to a command, by key: everything but flags."""
+    """What a recipe can say to a command, by key: everything but flags and where it runs."""
     for parameter in command.params:
-        if not getattr(parameter, "is_flag", False):
+        if not getattr(parameter, "is_flag", False) and parameter.name not in _WHERE:
             yield max(parameter.opts, key=len).lstrip("-"), parameter
 
 
