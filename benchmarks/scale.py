@@ -7,6 +7,7 @@ The measurements are of one machine with few processors; everything with more wo
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.cluster import MEGABIT, Load, simulate
-from benchmarks.networks import load_benchmarks
+from benchmarks.networks import Benchmark, load_benchmarks
 from dffg.captured import Captured, capture, to_bytes
 from dffg.config import SynthesisConfig
 from dffg.distributed import LOCAL, Workers, ray_workers
@@ -30,7 +31,7 @@ SUITE = "scale"
 BANDWIDTH = 1000 * MEGABIT
 COUNTS = (1, 10, 100, 1000)
 IMAGES, MODELS = 50_000, 1000
-_SHORT, _PROCESSORS = 200, (1, 2)
+_SHORT, _ROUNDS, _PROCESSORS = 200, 10, (1, 2)
 
 
 def run(network: str, chains: int, tasks: int) -> None:
@@ -46,7 +47,7 @@ def run(network: str, chains: int, tasks: int) -> None:
     measured: dict[str, Any] = {"network": network, "chains": chains, "tasks": tasks, "alone_seconds": alone}
     for count in _PROCESSORS:
         measured[f"on_{count}"] = _measure(captured, config, chains, tasks, count, made.inputs.tobytes())
-    measured["job"] = _measure_job(captured)
+    measured["job"] = _measure_job(benchmark)
     measured["images_per_chain"], measured["image_bytes"] = len(made) // chains, made.inputs[0].nbytes
     records.append(SUITE, {**measured, "simulated": _simulated(measured)})
     print(json.dumps(records.read(SUITE)[-1], indent=2))
@@ -120,20 +121,21 @@ def _prepare_seconds(program: Any) -> float:
 
 def _collecting(workers: Workers, state: ChainState, captured: Captured) -> float:
     """Of this process, for every chain: fetching what it kept, and making float images of it."""
-    rounds, spent = 5, 0.0
-    for _ in range(rounds):
+    taken = []
+    found = workers.map(give, range(_ROUNDS), shared=state)
+    next(found).result()  # the worker has fetched what it gives
+    for _ in range(_ROUNDS - 1):
         started = time.perf_counter()
-        (finished,) = workers.map(give, [0], shared=state)
-        list(unpacked(finished.result(), 0, captured.spec))
-        spent += time.perf_counter() - started
-    return spent / rounds
+        list(unpacked(next(found).result(), 0, captured.spec))
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
 
 
-def _measure_job(captured: Captured) -> dict[str, Any]:
+def _measure_job(benchmark: Benchmark) -> dict[str, Any]:
     """One whole `dffg quantize`, as a job of `dffg batch` runs it, and what it writes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        result = quantize(captured, out)
+        result = quantize(benchmark.model, out, spec=benchmark.spec)
         written = {path.name: path.stat().st_size for path in out.iterdir()}
         assert file_hash(out / "model.onnx") == result.files["model.onnx"]
     seconds = asdict(result.seconds)
