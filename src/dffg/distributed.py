@@ -181,8 +181,6 @@ def _ray() -> Any:
 
 def _start(ray: Any, address: str, processors: int | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if address == LOCAL:  # what Ray starts listens on all interfaces
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     host, _, port = address.rpartition(":")
     local: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False} if address == LOCAL else {}
     try:
