@@ -16,6 +16,7 @@ from benchmarks import (
     lowbits,
     mixed,
     render,
+    scale,
     speed,
     step,
     targets,
@@ -149,6 +150,15 @@ def run_handover(networks: list[str], seeds: list[int], tools: list[str]) -> Non
 def run_speed(networks: list[str], rounds: int) -> None:
     """Seconds to make images: ours, ZeroQ and Sony MCT (python -m benchmarks.peers.mct setup)."""
     speed.run_suite(networks, rounds)
+
+
+@main.command("scale")
+@click.option("--network", default="efficientnet_lite0", show_default=True)
+@click.option("--chains", default=4, show_default=True)
+@click.option("--tasks", default=20, show_default=True, help="Tasks of one second for every worker.")
+def run_scale(network: str, chains: int, tasks: int) -> None:
+    """Overhead and speed-up of Ray on this machine, and many workers simulated from them."""
+    scale.run(network, chains, tasks)
 
 
 @main.command("chain")

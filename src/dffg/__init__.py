@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dffg.captured import Captured, capture
     from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
+    from dffg.distributed import ray_workers
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
     from dffg.images import ImageSpec, SyntheticSet
@@ -37,6 +38,7 @@ __all__ = [
     "load_data",
     "load_model",
     "quantize",
+    "ray_workers",
     "simulate",
     "synthesize",
     "synthesize_set",
@@ -45,6 +47,7 @@ __all__ = [
 _HOMES = {
     "captured": ("Captured", "capture"),
     "config": ("ArrayConfig", "LearningConfig", "QuantizationConfig", "Scheme", "SynthesisConfig"),
+    "distributed": ("ray_workers",),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),
     "images": ("ImageSpec", "SyntheticSet"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _NAMED_PADDINGS: dict[Any, Any] = {
     aten.conv3d.padding: aten.conv3d.default,
 }
 _RELATIVE_TOLERANCE = 1e-4
+_DYNAMIC_BATCH = ({0: Dim.DYNAMIC},)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,23 @@ def capture(
     )
 
 
+def to_bytes(captured: Captured) -> bytes:
+    """The network as torch.export's archive of plain data, for `from_bytes` in another process."""
+    archive = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example = torch.zeros(2, *captured.spec.shape)
+        torch.export.save(torch.export.export(captured.module, (example,), dynamic_shapes=_DYNAMIC_BATCH), archive)
+    return archive.getvalue()
+
+
+def from_bytes(archive: bytes, spec: ImageSpec) -> Captured:
+    """The network again: other objects that compute the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return capture(torch.export.load(io.BytesIO(archive)), spec=spec)
+
+
 def _refuse_decomposed(module: fx.GraphModule) -> None:
     if any("_native_batch_norm" in str(node.target) for node in module.graph.nodes):
         raise CaptureError(
@@ -144,7 +163,7 @@ def _export(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(quiet, (example,), dynamic_shapes=({0: Dim.DYNAMIC},)), notes
+            return torch.export.export(quiet, (example,), dynamic_shapes=_DYNAMIC_BATCH), notes
     except Exception as error:
         raise CaptureError(
             f"torch.export cannot capture this network: {first_line(error)}\nUsual causes are Python control flow on "

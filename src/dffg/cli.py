@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import json
+import os
 import shlex
 import sys
 import threading
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dffg.captured import Captured
+    from dffg.distributed import Workers
     from dffg.evaluation.data import Data
     from dffg.images import ImageSpec, SyntheticSet
+    from dffg.jobs import Job
     from dffg.models import Loaded
     from dffg.report.result import Result
 
 VERIFICATION_FAILED, INTERRUPTED = 3, StoppedError.exit_code
 _SOON = 0.05
+_TYPED = "dffg.cli.typed"
 Command = TypeVar("Command", bound=Callable[..., Any])
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -104,6 +108,46 @@ memory_option = click.option(
 )
 
 
+def worker_options(command: Command) -> Command:
+    """Where tasks run."""
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            callback=_needs_ray,
+            help="With --ray: tasks at once  [default: all processors]",
+        ),
+        click.option(
+            "--ray",
+            is_flag=False,
+            is_eager=True,
+            flag_value="local",
+            metavar="[ADDRESS]",
+            help="Run on all processors of this machine, or of the Ray cluster at ADDRESS (auto, or HOST:PORT).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _needs_ray(context: click.Context, _: click.Parameter, workers: int | None) -> int | None:
+    if workers is not None and context.params["ray"] is None:
+        raise InputError("--workers is given without --ray; give both, or neither.")
+    return workers
+
+
+@contextmanager
+def _workers(ray: str | None, workers: int | None, view: Any) -> Iterator[Workers | None]:
+    if ray is None:
+        yield None
+        return
+    from dffg.distributed import ray_workers
+
+    view.stage("start Ray")
+    with ray_workers(ray, count=workers) as started:
+        yield started
+
+
 def output_options(command: Command) -> Command:
     """How much is printed, and how errors are shown."""
     for option in (
@@ -132,6 +176,7 @@ def cli() -> None:
 )
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @memory_option
+@worker_options
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options
 @config_options(QuantizationConfig)
@@ -151,7 +196,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
         evaluation = _data(options["evaluation"], spec, labelled=True)
         from dffg.pipeline import quantize as run
 
-        with _says_what_is_kept(out):
+        with _says_what_is_kept(out), _workers(options["ray"], options["workers"], view) as workers:
             result = run(
                 loaded.model,
                 out,
@@ -162,6 +207,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 calibration=calibration,
                 evaluation=evaluation,
                 memory_limit=options["memory_limit"],
+                workers=workers,
                 name=loaded.name,
                 command=_typed(),
                 notes=notes,
@@ -268,6 +314,7 @@ def _show_result(result: Result, console: Console, quiet: bool, as_json: bool) -
     help="File to write, .npz, .safetensors or .npy, or a folder of PNG files.",
 )
 @memory_option
+@worker_options
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @recipe_option((), "Options from a YAML file.")
 @output_options
@@ -290,9 +337,10 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         from dffg.synthesis import synthesize_set
 
         captured = _capture(loaded, spec, view)
-        view.stage("synthesis")
         config, limit = options["SynthesisConfig"], options["memory_limit"]
-        made = synthesize_set(captured, config, progress=view.update, memory_limit=limit)
+        with _workers(options["ray"], options["workers"], view) as workers:
+            view.stage("synthesis")
+            made = synthesize_set(captured, config, progress=view.update, memory_limit=limit, workers=workers)
         with staged_file(out) if is_file else staged_directory(out) as target:
             _save(made, target, form)
     if as_json:
@@ -394,8 +442,118 @@ def report(directories: tuple[Path, ...], out: Path, force: bool, quiet: bool, a
     return 0
 
 
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the results' directories.")
+@worker_options
+@click.option("--trust", is_flag=True, help="Allow .pt2 files with pickled content, which can run code.")
+@click.option("--force", is_flag=True, help="Make every result anew.")
+@output_options
+def batch(
+    file: Path, out: Path, ray: str | None, workers: int | None, quiet: bool, as_json: bool, **flags: bool
+) -> int:
+    """Quantize many networks by many schemes, as FILE (YAML) says; what is there already is not made again."""
+    from dffg.jobs import read_jobs
+    from dffg.report.terminal import render_batch
+
+    known, flags = dict(recipe_parameters(quantize)), {name: flags[name] for name in ("trust", "force")}
+    jobs = {job.name: _job_command(job, known, out, flags["trust"]) for job in read_jobs(file, known)}
+    missing = {name: command for name, command in jobs.items() if flags["force"] or not _is_there(out / name, command)}
+    console = _console(quiet, as_json)
+    with _progress(console) as view, _workers(ray, workers, view) as elsewhere:
+        failures = _run_jobs(missing, flags["force"], elsewhere, view)
+    found = _summarize(out, jobs, failures)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif not quiet:
+        console.print(render_batch(found, out))
+    if failures:
+        click.echo(f"dffg: {len(failures)} of {len(jobs)} jobs failed; the same command tries them again.", err=True)
+        return DffgError.exit_code
+    return 0 if all(run["verified"] for run in found["runs"]) else VERIFICATION_FAILED
+
+
+def _job_command(job: Job, known: dict[str, click.Parameter], out: Path, trust: bool) -> list[str]:
+    """What to type for one job, after all its options are found to be possible."""
+    arguments = [*job.arguments(known), *["--trust"] * trust, "--out", str(out / job.name)]
+    try:
+        values = quantize.make_context("quantize", list(arguments)).params
+        quantization = _made(QuantizationConfig, values)
+        _made(LearningConfig, values).completed(quantization)
+        _made(SynthesisConfig, values)
+    except (InputError, click.ClickException) as error:
+        raise InputError(
+            f"{job.place}: {error.message if isinstance(error, click.ClickException) else error}"
+        ) from error
+    return arguments
+
+
+def _is_there(directory: Path, command: list[str]) -> bool:
+    """Whether a job's result is there. Raises InputError where that of another job is in its place."""
+    from dffg.report.result import REPORT_FILE, read_report
+
+    if not (directory / REPORT_FILE).exists():
+        return False
+    earlier = shlex.split(read_report(directory / REPORT_FILE)["command"])
+    if earlier[2:-1] != command[:-1]:  # the last is its place, which may be written otherwise
+        raise InputError(
+            f"{directory} holds the result of another job: {shlex.join(earlier)}. Name the job otherwise, remove the "
+            "directory, or make all results anew with --force."
+        )
+    return True
+
+
+def _run_jobs(jobs: dict[str, list[str]], force: bool, workers: Workers | None, view: Any) -> dict[str, str]:
+    """Run all; why some failed, by name."""
+    failures: dict[str, str] = {}
+    items = [(name, command, force) for name, command in jobs.items()]
+    if workers is None:
+        for index, item in enumerate(items, 1):
+            view.stage(f"{index}/{len(items)} {item[0]}")
+            failures |= run_job(None, item)
+        return failures
+    view.stage(f"0/{len(items)} jobs done")
+    for index, finished in enumerate(workers.map(run_job, items, prepare=os.chdir, shared=os.getcwd()), 1):
+        view.stage(f"{index}/{len(items)} jobs done")
+        failures |= {finished.item[0]: str(finished.error)} if finished.error else finished.result()
+    return failures
+
+
+def run_job(_: None, item: tuple[str, list[str], bool]) -> dict[str, str]:
+    """One job in this process; its name and why it failed, if it did."""
+    name, command, force = item
+    try:
+        with quantize.make_context("quantize", [*command, "--quiet", *["--force"] * force]) as context:
+            context.meta[_TYPED] = ["quantize", *command]
+            quantize.invoke(context)
+    except StoppedError:
+        raise
+    except click.ClickException as error:
+        return {name: error.message}
+    except Exception as error:  # whatever a network of the user raises, the other jobs go on
+        return {name: str(error) if isinstance(error, DffgError) else f"{type(error).__name__}: {error}"}
+    return {}
+
+
+def _summarize(out: Path, jobs: dict[str, list[str]], failures: dict[str, str]) -> dict[str, Any]:
+    """All results there are, also on the disk, and on a page where there are several."""
+    from dffg.output import staged_file
+    from dffg.report.comparison import run_of
+    from dffg.report.html import compare
+    from dffg.report.result import REPORT_FILE, read_report
+
+    reports = {name: read_report(out / name / REPORT_FILE) for name in jobs if name not in failures}
+    runs = [dataclasses.asdict(run_of(name, report)) for name, report in reports.items()]
+    found = {"runs": runs, "failures": [{"name": name, "error": error} for name, error in failures.items()]}
+    with staged_file(out / "batch.json") as staging:
+        staging.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if len(reports) > 1:
+        compare(reports, out / "batch.html")
+    return found
+
+
 def _typed() -> str:
-    return shlex.join(["dffg", *sys.argv[1:]])
+    return shlex.join(["dffg", *click.get_current_context().meta.get(_TYPED, sys.argv[1:])])
 
 
 @cli.group()

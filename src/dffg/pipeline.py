@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -59,6 +59,9 @@ from dffg.report.result import (
 from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
 from dffg.targets import Target
 
+if TYPE_CHECKING:
+    from dffg.distributed import Workers
+
 _HELD_OUT_SEED_OFFSET = 1_000_003
 _VERIFIED_BATCH = 16
 # Input values on which the simulation is compared with the runtime: 16 pictures of 224 pixels, or more smaller ones.
@@ -92,6 +95,7 @@ class _Run:
     learning_progress: LearningCallback | None
     work: dict[str, str]
     memory_limit: int | None = None
+    workers: Workers | None = None
 
     def kept(self, *decisive: Any) -> Checkpoint:
         """Where long work keeps what it has done until the result is written. decisive: what decides how it goes."""
@@ -110,6 +114,7 @@ def quantize(
     calibration: Data | None = None,
     evaluation: Data | None = None,
     memory_limit: int | None = None,
+    workers: Workers | None = None,
     name: str | None = None,
     command: str | None = None,
     notes: tuple[str, ...] = (),
@@ -126,8 +131,8 @@ def quantize(
     from the images beyond ranges; by default, something below 8 bits. What is learned is kept in `out`.partial until
     all is done: the same call goes on from there if it was stopped. `calibration` takes the place of synthesis, as the
     yardstick; `evaluation` adds accuracy to the report. `memory_limit`: bytes a step of synthesis may take, see
-    `synthesize_set`. `command` is what the report says to do for the same result, by
-    default this call. Raises a `DffgError` that says what to do.
+    `synthesize_set`. `workers`, of `ray_workers`, make the same images sooner. `command` is what the report says to do
+    for the same result, by default this call. Raises a `DffgError` that says what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
     data = {"calibration": calibration, "evaluation": evaluation}
@@ -152,6 +157,7 @@ def quantize(
             learning_progress=learning_progress,
             work=_describe_work(captured, synthesis, quantization, learning, data=source),
             memory_limit=memory_limit,
+            workers=workers,
         )
         with _unfinished_work(run, force):
             return _quantize(run, synthesis, quantization, learning, calibration)
@@ -401,12 +407,18 @@ def _calibration_images(
         inputs = np.concatenate(list(data.first(config.count).batches()))
         description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
         return Calibration(inputs=inputs, made=None, description=description)
-    made = synthesize_set(captured, config, progress=run.progress, checkpoint=checkpoint, memory_limit=run.memory_limit)
-    last = made.snapshots[-1]
+    made = synthesize_set(
+        captured,
+        config,
+        progress=run.progress,
+        checkpoint=checkpoint,
+        memory_limit=run.memory_limit,
+        workers=run.workers,
+    )
     description = Images(
         source=_source(config),
         count=len(made),
-        chains=last.chain + 1,
+        chains=len(made.losses),
         steps=config.steps,
         passes=passes_per_chain(config),
     )

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from yaml import Node
 
 _NAME = "recipe"
+# Say where a command runs, not what it does.
+_WHERE = frozenset({"ray", "workers"})
 _PLACES = "dffg.recipe.places"
+_MOST_BYTES = 10**6
 _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map"))
 
@@ -45,9 +48,9 @@ def recipe_option(names: tuple[str, ...], help: str) -> Callable[[Any], Any]:
 
 
 def recipe_parameters(command: click.Command) -> Iterator[tuple[str, click.Parameter]]:
-    """What a recipe can say to a command, by key: everything but flags."""
+    """What a recipe can say to a command, by key: everything but flags and where it runs."""
     for parameter in command.params:
-        if not getattr(parameter, "is_flag", False):
+        if not getattr(parameter, "is_flag", False) and parameter.name not in _WHERE:
             yield max(parameter.opts, key=len).lstrip("-"), parameter
 
 
@@ -57,9 +60,17 @@ def read(path: Path, known: Mapping[str, click.Parameter]) -> dict[str, tuple[st
     Raises `InputError` with the line for what the command line would not take, and with the nearest name for a key
     that is none. Values that are left empty, or null, are left out.
     """
+    root = compose(path)
+    return read_pairs(path, [] if root is None else pairs(path, root), known)
+
+
+def read_pairs(
+    path: Path, content: list[tuple[Node, Node]], known: Mapping[str, click.Parameter]
+) -> dict[str, tuple[str, str]]:
+    """As `read`, of a part of a file."""
     found: dict[str, tuple[str, str]] = {}
-    for key_node, value_node in _compose(path):
-        place = _place(path, key_node)
+    for key_node, value_node in content:
+        place = place_of(path, key_node)
         key = str(key_node.value).replace("_", "-")
         if key not in known:
             raise InputError(f"{place}: {_unknown(key, known)}")
@@ -112,29 +123,51 @@ def _known(context: click.Context) -> dict[str, click.Parameter]:
     return dict(pair for command in taking for pair in recipe_parameters(command))
 
 
-def _compose(path: Path) -> list[tuple[Node, Node]]:
+def compose(path: Path) -> Node | None:
+    """The nodes of a file; None where there are none. Raises `InputError` for what is no YAML, or too much."""
     import yaml
 
     try:
-        root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path} is larger than {_MOST_BYTES // 10**6} MB; split it.")
+        root: Node | None = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: this is not YAML: {error.problem}.") from error
     except (OSError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} is not a readable YAML file: {type(error).__name__}.") from error
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{_place(path, root)}: a recipe consists of lines `option: value`.")
-    for node in (node for pair in root.value for node in pair):
-        if node.tag not in _TAGS:
-            raise InputError(
-                f"{_place(path, node)}: the tag {node.tag.replace(_TAG, '!!')} is not allowed in a recipe."
-            )
-    return list(root.value)
+    return root
 
 
-def _place(path: Path, node: Node) -> str:
+def pairs(path: Path, node: Node) -> list[tuple[Node, Node]]:
+    """Keys and values of a mapping, whose tags are harmless."""
+    import yaml
+
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{place_of(path, node)}: a recipe consists of lines `option: value`.")
+    for part in (part for pair in node.value for part in pair):
+        _check_tag(path, part)
+    return list(node.value)
+
+
+def entries(path: Path, node: Node) -> list[Node]:
+    """What a list holds."""
+    import yaml
+
+    if not isinstance(node, yaml.SequenceNode):
+        raise InputError(f"{place_of(path, node)}: this is not a list; begin every entry with a dash.")
+    for part in node.value:
+        _check_tag(path, part)
+    return list(node.value)
+
+
+def _check_tag(path: Path, node: Node) -> None:
+    if node.tag not in _TAGS:
+        raise InputError(f"{place_of(path, node)}: the tag {node.tag.replace(_TAG, '!!')} is not allowed in a recipe.")
+
+
+def place_of(path: Path, node: Node) -> str:
+    """File and line, for an error."""
     return f"{path}, line {node.start_mark.line + 1}"
 
 

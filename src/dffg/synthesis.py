@@ -6,19 +6,23 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dffg.baselines import chain_of
 from dffg.batch import fitting, is_out_of_memory
-from dffg.captured import Captured
+from dffg.captured import Captured, from_bytes, to_bytes
 from dffg.chain import Visit, input_bounds
 from dffg.checkpoint import Checkpoint
 from dffg.config import NOISES, SynthesisConfig
 from dffg.errors import InputError
 from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, concatenate
 from dffg.memory import physical_memory_bytes, reused_memory
+
+if TYPE_CHECKING:
+    from dffg.distributed import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+ChainState = dict[str, Any]
+PreparedChains = tuple[Captured, SynthesisConfig, Callable[[int], Iterator[Visit]]]
 
 
 def synthesize(
@@ -76,13 +82,15 @@ def synthesize_set(
     progress: ProgressCallback | None = None,
     checkpoint: Checkpoint | None = None,
     memory_limit: int | None = None,
+    workers: Workers | None = None,
 ) -> SyntheticSet:
     """Make calibration images and collect them with their configuration, seed and losses.
 
     checkpoint: where finished chains are kept, and found if this was stopped before. memory_limit: bytes that a step
     may take, by default what is available; the batch is halved until it fits, and once more whenever memory runs out
-    all the same. The configuration of the result says what it was. Raises InputError where the images do not fit into
-    this machine's memory.
+    all the same. The configuration of the result says what it was. workers: run whole chains elsewhere, see
+    `dffg.ray_workers`; the images are the same bytes. Raises InputError where the images do not fit into this machine's
+    memory.
     """
     config = config or SynthesisConfig()
     _refuse_more_than_memory(captured.spec, config)
@@ -90,7 +98,7 @@ def synthesize_set(
     while True:
         try:
             # What is kept of chains of one size does not go on in those of another.
-            return _collected(captured, fitted, progress, checkpoint if fitted == config else None)
+            return _collected(captured, fitted, progress, checkpoint if fitted == config else None, workers)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or fitted.batch_size == 1:
                 raise
@@ -98,14 +106,19 @@ def synthesize_set(
 
 
 def _collected(
-    captured: Captured, config: SynthesisConfig, progress: ProgressCallback | None, checkpoint: Checkpoint | None
+    captured: Captured,
+    config: SynthesisConfig,
+    progress: ProgressCallback | None,
+    checkpoint: Checkpoint | None,
+    workers: Workers | None,
 ) -> SyntheticSet:
-    kept = [] if checkpoint is None else _finished(checkpoint, captured, config)
-    first, made = len(kept) // snapshots_per_chain(config), sum(len(snapshot.images) for snapshot in kept)
-    for snapshot in snapshots(captured, config, progress=progress, first=first, made=made):
-        kept.append(snapshot)
-        if checkpoint is not None and len(kept) % snapshots_per_chain(config) == 0:
-            _save_chain(checkpoint, captured, kept[-snapshots_per_chain(config) :])
+    states = {} if checkpoint is None else _finished(checkpoint, config)
+    missing = [chain for chain in range(chains_needed(config)) if chain not in states]
+    for chain, state in _chains(captured, config, missing, progress, workers):
+        states[chain] = state
+        if checkpoint is not None and len(state["images"]) == _images_of(chain, config):
+            checkpoint.save(f"chain-{chain}", state)
+    kept = [snapshot for chain in sorted(states) for snapshot in unpacked(states.pop(chain), chain, captured.spec)]
     return SyntheticSet(
         inputs=concatenate([snapshot.images.numpy() for snapshot in kept]),
         spec=captured.spec,
@@ -113,6 +126,67 @@ def _collected(
         snapshots=tuple(snapshot.record for snapshot in kept),
         losses=tuple({snapshot.chain: snapshot.losses for snapshot in kept}.values()),
     )
+
+
+def _chains(
+    captured: Captured,
+    config: SynthesisConfig,
+    chains: list[int],
+    progress: ProgressCallback | None,
+    workers: Workers | None,
+) -> Iterator[tuple[int, ChainState]]:
+    """Chains that have kept something, by number, here one after the other or as workers finish them."""
+    if workers is not None:
+        yield from _chains_elsewhere(captured, config, chains, progress, workers)
+        return
+    deadline, run_chain = _deadline(config), chain_of(captured, config)
+    for chain in chains:
+        kept = list(_snapshots_of(chain, captured, config, run_chain, deadline, progress))
+        if kept:
+            yield chain, packed(kept, captured.spec)
+        if time.monotonic() > deadline:
+            return
+
+
+def _chains_elsewhere(
+    captured: Captured,
+    config: SynthesisConfig,
+    chains: list[int],
+    progress: ProgressCallback | None,
+    workers: Workers,
+) -> Iterator[tuple[int, ChainState]]:
+    """Where time is limited, chains that have not ended by then are given up, but for the first to end."""
+    whole = replace(config, max_seconds=None)
+    done, images = (
+        chains_needed(config) - len(chains),
+        config.count - sum(_images_of(chain, config) for chain in chains),
+    )
+    for finished in workers.map(
+        run_packed_chain,
+        chains,
+        prepare=prepare_chains,
+        shared=(to_bytes(captured), captured.spec, whole),
+        seconds=config.max_seconds,
+    ):
+        state = finished.result()
+        done, images = done + 1, images + len(state["images"])
+        if progress is not None:
+            progress(_progress_of_chains(done, state["losses"][-1], config, images))
+        yield finished.item, state
+
+
+def prepare_chains(shared: tuple[bytes, ImageSpec, SynthesisConfig]) -> PreparedChains:
+    """What a worker needs for all chains of a synthesis, from what it was sent."""
+    program, spec, config = shared
+    captured = from_bytes(program, spec)
+    return captured, config, chain_of(captured, config)
+
+
+@reused_memory()
+def run_packed_chain(prepared: PreparedChains, chain: int) -> ChainState:
+    """One whole chain in a worker."""
+    captured, config, run_chain = prepared
+    return packed(list(_snapshots_of(chain, captured, config, run_chain)), captured.spec)
 
 
 def _refuse_more_than_memory(spec: ImageSpec, config: SynthesisConfig) -> None:
@@ -125,40 +199,38 @@ def _refuse_more_than_memory(spec: ImageSpec, config: SynthesisConfig) -> None:
         )
 
 
-def _save_chain(checkpoint: Checkpoint, captured: Captured, kept: list[Snapshot]) -> None:
-    """Pixels as integers, a fourth of the size, where that is what they are."""
+def packed(kept: list[Snapshot], spec: ImageSpec) -> ChainState:
+    """What a chain has kept as tensors, numbers and text; pixels as integers, a fourth of the size, where they are."""
     images = torch.cat([snapshot.images for snapshot in kept])
-    if captured.spec.is_pixels:
-        pixels = torch.from_numpy(captured.spec.to_uint8(images.numpy()))
-        images = pixels if torch.equal(_from_pixels(pixels, captured), images) else images
+    if spec.is_pixels:
+        pixels = torch.from_numpy(spec.to_uint8(images.numpy()))
+        images = pixels if torch.equal(_from_pixels(pixels, spec), images) else images
     records = [(snapshot.step, snapshot.loss, len(snapshot.images)) for snapshot in kept]
-    state = {"images": images, "records": records, "losses": list(kept[-1].losses)}
-    checkpoint.save(f"chain-{kept[0].chain}", state)
+    return {"images": images, "records": records, "losses": list(kept[-1].losses)}
 
 
-def _finished(checkpoint: Checkpoint, captured: Captured, config: SynthesisConfig) -> list[Snapshot]:
-    """The snapshots of all chains up to the first that is missing."""
-    kept: list[Snapshot] = []
-    for chain in range(chains_needed(config)):
-        state = checkpoint.load(f"chain-{chain}")
-        if state is None:
-            break
-        images = state["images"]
-        images = _from_pixels(images, captured) if images.dtype == torch.uint8 else images
-        parts = torch.split(images, [count for *_, count in state["records"]])
-        for part, (step, loss, _) in zip(parts, state["records"]):
-            losses = tuple(state["losses"][: step + 1])
-            kept.append(Snapshot(images=part, chain=chain, step=step, loss=loss, losses=losses))
-    return kept
+def unpacked(state: ChainState, chain: int, spec: ImageSpec) -> Iterator[Snapshot]:
+    """The snapshots of a chain again."""
+    images = state["images"]
+    images = _from_pixels(images, spec) if images.dtype == torch.uint8 else images
+    parts = torch.split(images, [count for *_, count in state["records"]])
+    for part, (step, loss, _) in zip(parts, state["records"]):
+        yield Snapshot(images=part, chain=chain, step=step, loss=loss, losses=tuple(state["losses"][: step + 1]))
 
 
-def _from_pixels(pixels: Tensor, captured: Captured) -> Tensor:
-    return torch.from_numpy(captured.spec.from_uint8(pixels.numpy()))
+def _finished(checkpoint: Checkpoint, config: SynthesisConfig) -> dict[int, ChainState]:
+    """All chains that were kept, by number; workers may have left gaps."""
+    found = {chain: checkpoint.load(f"chain-{chain}") for chain in range(chains_needed(config))}
+    return {chain: state for chain, state in found.items() if state is not None}
+
+
+def _from_pixels(pixels: Tensor, spec: ImageSpec) -> Tensor:
+    return torch.from_numpy(spec.from_uint8(pixels.numpy()))
 
 
 def chains_needed(config: SynthesisConfig) -> int:
     """Chains until `count` images exist, if time allows."""
-    return math.ceil(config.count / (config.batch_size * snapshots_per_chain(config)))
+    return math.ceil(config.count / _images_per_chain(config))
 
 
 def snapshots(
@@ -167,31 +239,55 @@ def snapshots(
     *,
     progress: ProgressCallback | None = None,
     run_chain: Callable[[int], Iterator[Visit]] | None = None,
-    first: int = 0,
-    made: int = 0,
 ) -> Iterator[Snapshot]:
     """As `synthesize`, with chain, step and loss of every kept batch.
 
-    `run_chain` takes the place of the generator that the configuration names, for experiments. first, made: the chain
-    to go on with, and the images of those before.
+    `run_chain` takes the place of the generator that the configuration names, for experiments.
     """
-    started = time.monotonic()
-    run_chain = run_chain or chain_of(captured, config)
-    for chain in range(first, chains_needed(config)):
-        losses: list[float | None] = []
-        for visit in run_chain(chain):
-            losses.append(visit.loss)
-            late = config.max_seconds is not None and time.monotonic() - started > config.max_seconds
-            keep = _is_kept(visit.step, config) or (late and made == 0)
-            if keep:
-                images = _as_stored(visit.images[: config.count - made], captured)
-                made += len(images)
-            if progress is not None:
-                progress(_progress(visit, chain, config, made))
-            if keep:
-                yield Snapshot(images=images, chain=chain, step=visit.step, loss=visit.loss, losses=tuple(losses))
-            if late or made == config.count:
-                return
+    deadline, run_chain = _deadline(config), run_chain or chain_of(captured, config)
+    for chain in range(chains_needed(config)):
+        yield from _snapshots_of(chain, captured, config, run_chain, deadline, progress)
+        if time.monotonic() > deadline:
+            return
+
+
+def _snapshots_of(
+    chain: int,
+    captured: Captured,
+    config: SynthesisConfig,
+    run_chain: Callable[[int], Iterator[Visit]],
+    deadline: float = math.inf,
+    progress: ProgressCallback | None = None,
+) -> Iterator[Snapshot]:
+    """What one chain keeps. It depends on nothing that other chains do, so that each can run anywhere."""
+    made = chain * _images_per_chain(config)
+    losses: list[float | None] = []
+    for visit in run_chain(chain):
+        losses.append(visit.loss)
+        late = time.monotonic() > deadline
+        keep = _is_kept(visit.step, config) or (late and made == 0)
+        if keep:
+            images = _as_stored(visit.images[: config.count - made], captured)
+            made += len(images)
+        if progress is not None:
+            progress(_progress(visit, chain, config, made))
+        if keep:
+            yield Snapshot(images=images, chain=chain, step=visit.step, loss=visit.loss, losses=tuple(losses))
+        if late or made == config.count:
+            return
+
+
+def _deadline(config: SynthesisConfig) -> float:
+    return math.inf if config.max_seconds is None else time.monotonic() + config.max_seconds
+
+
+def _images_per_chain(config: SynthesisConfig) -> int:
+    return config.batch_size * snapshots_per_chain(config)
+
+
+def _images_of(chain: int, config: SynthesisConfig) -> int:
+    """Images that a chain contributes where time allows; the last one may end early."""
+    return min(_images_per_chain(config), config.count - chain * _images_per_chain(config))
 
 
 def _is_kept(step: int, config: SynthesisConfig) -> bool:
@@ -230,6 +326,19 @@ def _progress(visit: Visit, chain: int, config: SynthesisConfig, made: int) -> P
         step=visit.step + 1,
         steps=config.steps,
         loss=visit.loss,
+        images=made,
+        count=config.count,
+    )
+
+
+def _progress_of_chains(done: int, loss: float | None, config: SynthesisConfig, made: int) -> Progress:
+    """Where chains end in any order: how many have, and not which."""
+    return Progress(
+        chain=done,
+        chains=chains_needed(config),
+        step=config.steps,
+        steps=config.steps,
+        loss=loss,
         images=made,
         count=config.count,
     )

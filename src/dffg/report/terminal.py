@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -127,3 +129,23 @@ def render_inspection(found: Inspection) -> RenderableType:
     for norm in found.batch_norms:
         norms.add_row(norm.name, str(norm.channels), str(norm.zero_variance), "yes" if norm.folds else "no")
     return Group(table, Text(), norms, *(Text(f"  {note}", style="dim") for note in found.notes))
+
+
+def render_batch(found: dict[str, Any], out: Path) -> RenderableType:
+    """The results of many jobs in a table, and the failures below."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "bits", "kB", "drop", "agreement", "ms", "seconds", ""):
+        table.add_column(heading, justify="left" if heading in ("name", "bits", "") else "right", overflow="fold")
+    for run in found["runs"]:
+        table.add_row(
+            Text(run["name"]),
+            run["scheme"],
+            f"{run['size_bytes'] / 1e3:.0f}",
+            "-" if run["drop_points"] is None else f"{run['drop_points']:.2f}",
+            f"{run['agreement']:.1%}",
+            "-" if run["latency_ms"] is None else f"{run['latency_ms']:.2f}",
+            f"{run['seconds']:.1f}",
+            "" if run["verified"] else "verification failed",
+        )
+    failures = [Text(f"failed: {failure['name']}: {failure['error']}") for failure in found["failures"]]
+    return Group(table, *failures, Text(f"written to {out}"))
