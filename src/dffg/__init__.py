@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
-    from dffg.images import ImageSpec, SyntheticSet
+    from dffg.images import ImageSpec, JointSpec, SyntheticSet
     from dffg.models import load_model
     from dffg.pipeline import evaluate, finetune, quantize
     from dffg.quant.simulate import simulate
@@ -25,6 +25,7 @@ __all__ = [
     "Captured",
     "DffgError",
     "ImageSpec",
+    "JointSpec",
     "LearningConfig",
     "QuantizationConfig",
     "Result",
@@ -47,7 +48,7 @@ _HOMES = {
     "config": ("ArrayConfig", "LearningConfig", "QuantizationConfig", "Scheme", "SynthesisConfig"),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),
-    "images": ("ImageSpec", "SyntheticSet"),
+    "images": ("ImageSpec", "JointSpec", "SyntheticSet"),
     "models": ("load_model",),
     "pipeline": ("evaluate", "finetune", "quantize"),
     "quant.simulate": ("simulate",),

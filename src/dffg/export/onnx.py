@@ -19,6 +19,7 @@ from onnxscript import opset21 as op
 from torch import fx
 from torch.export import Dim
 
+from dffg.ends import examples, input_names, output_names, split_ends
 from dffg.errors import ExportError, first_line
 from dffg.export.packing import pack_weights
 from dffg.images import ImageSpec
@@ -68,17 +69,17 @@ def quantized_value_name(tensor: str) -> str:
 
 
 def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
-    example = torch.zeros(2, *spec.shape)
+    given = examples(spec, 2)
     try:
         with _quiet():
             program = torch.onnx.export(
-                module.eval(),
-                (example,),
+                split_ends(module).eval(),
+                given,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: Dim.DYNAMIC},),
+                input_names=input_names(module, INPUT_NAME),
+                output_names=output_names(module, OUTPUT_NAME),
+                dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in given),
                 custom_translation_table=_TRANSLATIONS,
                 verbose=False,
             )
