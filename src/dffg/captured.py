@@ -17,6 +17,7 @@ from dffg.ends import columns, examples, inputs_of, join, join_inputs, join_outp
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.graph import BATCH_NORM, aten, calls, fold_constants, is_stored, layer_name, optional_tensor, stored_tensor
 from dffg.images import ImageSpec, JointSpec
+from dffg.patches import describe, patch_sources
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 _IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
@@ -82,8 +83,8 @@ def capture(
     several shapes or examples, or a `JointSpec`, in the order of the arguments of `forward`.
 
     Raises `CaptureError` where weights are NaN or infinite, or the network cannot be exported, with the exporter's
-    reason, and `StatisticsError` where it has no BatchNorm, or one whose statistics are missing, negative, infinite or
-    NaN.
+    reason, and `StatisticsError` where it has neither BatchNorm nor patches to compare, or a BatchNorm whose statistics
+    are missing, negative, infinite or NaN.
     """
     example_inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input or ())
     shapes = [tuple(example.shape[1:]) for example in example_inputs]
@@ -98,11 +99,7 @@ def capture(
     _check_weights(module)
     _check_same_answer(program, module, spec)
     if not batch_norms:
-        _refuse_decomposed(module)
-        raise StatisticsError(
-            "the network has no BatchNorm, so nothing of its training data can be recovered. If BatchNorm was folded "
-            "into the convolutions, start from the unfolded network; otherwise calibrate with real data."
-        )
+        more_notes = (*more_notes, _without_batch_norm(module))
     return Captured(
         module=module,
         batch_norms=batch_norms,
@@ -110,6 +107,19 @@ def capture(
         name=name or type(model).__name__,
         notes=(*notes, *more_notes),
     )
+
+
+def _without_batch_norm(module: fx.GraphModule) -> str:
+    """What is used in its place, as a note. Raises StatisticsError where there is nothing."""
+    _refuse_decomposed(module)
+    sources = patch_sources(module)
+    if not sources:
+        raise StatisticsError(
+            "the network has no BatchNorm, so nothing of its training data can be recovered, and neither attention nor "
+            "another normalization of maps, whose patches could be compared. If BatchNorm was folded into the "
+            "convolutions, start from the unfolded network; otherwise calibrate with real data."
+        )
+    return describe(sources)
 
 
 def _refuse_decomposed(module: fx.GraphModule) -> None:

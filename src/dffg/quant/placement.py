@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 from torch import Tensor, fx
@@ -188,7 +189,7 @@ def _are_float(nodes: list[fx.Node]) -> bool:
 
 
 def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
-    if node.op != "call_function" or calls(node, INPUT, JOIN) or not isinstance(node.meta.get("val"), Tensor):
+    if node.op != "call_function" or calls(node, INPUT, JOIN, getitem) or not isinstance(node.meta.get("val"), Tensor):
         return False
     commutes = _keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default)
     return not (node in source and commutes) and not is_fused_padding(node)
