@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -48,8 +49,33 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
         )
     for node, tensor in zip(quantizers, quantized.tensors, strict=True):
         _levels(node).name = quantized_value_name(tensor.name)
+    _keep_transposed_convolutions(model)
     pack_weights(model, {weight_name(layer.node): layer.weight_bits for layer in quantized.layers})
     _save(model, spec, path)
+
+
+def _keep_transposed_convolutions(model: onnx_ir.Model) -> None:
+    """Add their biases, or zeros, behind them.
+
+    Between DQ and Q, ONNX Runtime (1.32, weight_bias_quantization.cc) rounds the float weight and bias of a transposed
+    convolution to 8 bits by itself, and computes in float all the same. It leaves alone what no Q reads directly.
+    """
+    for node in [node for node in model.graph if node.op_type == "ConvTranspose"]:
+        result, weight, *bias = node.outputs[0], *node.inputs[1:]
+        if weight is None or weight.const_value is None or result.shape is None:
+            continue
+        shape = (1, int(result.shape[1]), *[1] * (len(result.shape) - 2))  # type: ignore[arg-type]
+        given = bias[0].const_value if bias and bias[0] is not None else None
+        added = np.zeros(shape, np.float32) if given is None else given.numpy().reshape(shape)
+        stored = onnx_ir.Value(name=f"{result.name}_bias", const_value=onnx_ir.tensor(added))
+        model.graph.register_initializer(stored)
+        node.resize_inputs(2)
+        addition = onnx_ir.node("Add", [result, stored])
+        total = addition.outputs[0]
+        total.name, total.shape, total.type = f"{result.name}_total", result.shape, result.type
+        result.replace_all_uses_with(total)
+        addition.replace_input_with(0, result)
+        model.graph.insert_after(node, addition)
 
 
 def _levels(quantizer: onnx_ir.Node) -> onnx_ir.Value:

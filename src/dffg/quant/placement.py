@@ -34,6 +34,8 @@ _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool3d.default,
 )
 _RELUS = (aten.relu.default, aten.relu6.default)
+# They return several tensors.
+_RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 # Their results are their inputs' values, so they keep the inputs' scale and cost no rounding.
 _REARRANGING = (
     *MAX_POOLS,
@@ -189,6 +191,8 @@ def _are_float(nodes: list[fx.Node]) -> bool:
 
 
 def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
+    if calls(node, *_RECURRENT):
+        return True
     if node.op != "call_function" or calls(node, INPUT, JOIN, getitem) or not isinstance(node.meta.get("val"), Tensor):
         return False
     commutes = _keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default)
