@@ -33,7 +33,7 @@ class DigitsNet(nn.Module):
         x = F.relu6(self.bn1(self.depthwise(x)))
         x = F.max_pool2d(F.relu(self.bn2(self.pointwise(x))), 2)
         x = F.relu(x + self.bn3(self.conv(x)))
-        return self.head(x.mean((2, 3)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -51,7 +51,7 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm1(x)).reshape(batch, patches, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
         x = x + self.project(mixed.transpose(1, 2).reshape(batch, patches, width))
-        return x + self.reduce(F.gelu(self.expand(self.norm2(x))))
+        return x + self.reduce(F.gelu(self.expand(self.norm2(x))))  # type: ignore[no-any-return]
 
 
 class DigitsTransformer(nn.Module):
@@ -66,7 +66,7 @@ class DigitsTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x / 8 - 1).flatten(2).transpose(1, 2) + self.place
-        return self.head(self.norm(self.blocks(x)).mean(1))
+        return self.head(self.norm(self.blocks(x)).mean(1))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
