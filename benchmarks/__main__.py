@@ -15,6 +15,7 @@ from benchmarks import (
     latency,
     lowbits,
     mixed,
+    patches,
     render,
     scale,
     speed,
@@ -48,6 +49,14 @@ def main() -> None:
 def run_arena(suite: str, networks: list[str], contestants: list[str], seeds: str) -> None:
     """Every generator of images through the same quantizers; goes on where an earlier run stopped."""
     arena.run(arena.narrowed(arena.SUITES[suite], networks, contestants, [int(s) for s in seeds.split(",") if s]))
+
+
+@main.command("patches")
+@seeds
+@click.option("--bits", default="W8A8,W4A8", callback=_names, show_default=True)
+def run_patches(seeds: list[int], bits: list[str]) -> None:
+    """A transformer without BatchNorm, by source of the calibration images; trained here on scikit-learn's digits."""
+    patches.run_suite(seeds, bits)
 
 
 @main.command("int8")

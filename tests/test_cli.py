@@ -96,14 +96,6 @@ class TwoInputs(nn.Module):
     def forward(self, left, right):
         return self.layers(left + right)
 
-
-class TwoOutputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = tiny()
-
-    def forward(self, x):
-        return self.layers(x), x
 """
 MODULE = "dffg_cli_networks"
 TINY = (f"{MODULE}:tiny", "--input", "3x16x16")
@@ -630,8 +622,7 @@ BAD = {
     "negative-variance": ((f"{MODULE}:negative_variance", *INPUT), "BatchNorm 4 has NaN, infinite or negative"),
     "infinite-mean": ((f"{MODULE}:infinite_mean", *INPUT), "BatchNorm 4 has NaN, infinite or negative"),
     "not-capturable": ((f"{MODULE}:DataDependent", *INPUT), "torch.export cannot capture this network", "control flow"),
-    "two-inputs": ((f"{MODULE}:TwoInputs", *INPUT), "several inputs are not supported"),
-    "two-outputs": ((f"{MODULE}:TwoOutputs", *INPUT), "several outputs are not supported"),
+    "two-inputs": ((f"{MODULE}:TwoInputs", *INPUT), "does not take one tensor", "like --input 3x224x224/8"),
     "wrong-channels": ((f"{MODULE}:tiny", "--input", "1x16x16"), "fails on an input of shape 1x16x16", "--input CxHxW"),
     "wrong-rank": ((f"{MODULE}:tiny", "--input", "16"), "fails on an input of shape 16", "--input CxHxW"),
     "no-shape": ((f"{MODULE}:tiny",), "the shape of the input is unknown; give it with --input"),

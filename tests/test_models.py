@@ -524,7 +524,7 @@ def test_archive_with_a_fixed_batch_says_how_to_export(tmp_path):
         load_model(str(path))
 
 
-def test_archive_with_two_inputs_is_refused(tmp_path):
+def test_archive_with_two_inputs_describes_both(tmp_path):
     class Sum(nn.Module):
         def forward(self, left, right):
             return left + right
@@ -533,8 +533,7 @@ def test_archive_with_two_inputs_is_refused(tmp_path):
     shapes = {"left": {0: Dim.DYNAMIC}, "right": {0: Dim.DYNAMIC}}
     example = torch.zeros(2, 3), torch.zeros(2, 3)
     torch.export.save(torch.export.export(Sum(), example, dynamic_shapes=shapes), path)
-    with pytest.raises(CaptureError, match="has 2 inputs; only one is supported"):
-        load_model(str(path))
+    assert [part.shape for part in load_model(str(path)).spec.inputs] == [(3,), (3,)]
 
 
 def test_archive_takes_no_weights(tmp_path, archive):

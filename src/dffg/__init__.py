@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dffg.distributed import ray_workers
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
-    from dffg.images import ImageSpec, SyntheticSet
+    from dffg.images import ImageSpec, JointSpec, SyntheticSet
     from dffg.models import load_model
     from dffg.pipeline import evaluate, finetune, quantize
     from dffg.quant.simulate import simulate
@@ -26,6 +26,7 @@ __all__ = [
     "Captured",
     "DffgError",
     "ImageSpec",
+    "JointSpec",
     "LearningConfig",
     "QuantizationConfig",
     "Result",
@@ -50,7 +51,7 @@ _HOMES = {
     "distributed": ("ray_workers",),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),
-    "images": ("ImageSpec", "SyntheticSet"),
+    "images": ("ImageSpec", "JointSpec", "SyntheticSet"),
     "models": ("load_model",),
     "pipeline": ("evaluate", "finetune", "quantize"),
     "quant.simulate": ("simulate",),

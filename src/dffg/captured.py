@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_unflatten
 
+from dffg.ends import columns, examples, inputs_of, join, join_inputs, join_outputs, split
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.graph import BATCH_NORM, aten, calls, fold_constants, is_stored, layer_name, optional_tensor, stored_tensor
-from dffg.images import ImageSpec
+from dffg.images import ImageSpec, JointSpec
+from dffg.patches import describe, patch_sources
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 _IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
@@ -50,7 +53,10 @@ class BatchNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class Captured:
-    """One graph in eval mode: an input placeholder, ATen calls without side effects, one output tensor."""
+    """One graph in eval mode: an input placeholder, ATen calls without side effects, one output tensor.
+
+    Of a network with several inputs or outputs these are laid end to end, see `ends.py`.
+    """
 
     module: fx.GraphModule
     batch_norms: tuple[BatchNorm, ...]
@@ -66,35 +72,36 @@ class Captured:
 
 def capture(
     model: nn.Module | ExportedProgram,
-    example_input: Tensor | None = None,
+    example_input: Tensor | Sequence[Tensor] | None = None,
     *,
     spec: ImageSpec | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
     name: str | None = None,
 ) -> Captured:
     """Capture a network as one `torch.export` graph; the caller's model is not touched.
 
     Give `spec` (shape, mean, std and bounds of the input), or only `input_shape` or an `example_input` with its batch
-    dimension, in which case pixels in [0, 1] without normalisation are assumed and a note says so.
+    dimension, in which case pixels in [0, 1] without normalisation are assumed and a note says so. Several inputs are
+    several shapes or examples, or a `JointSpec`, in the order of the arguments of `forward`.
 
     Raises `CaptureError` where weights are NaN or infinite, or the network cannot be exported, with the exporter's
-    reason, and `StatisticsError` where it has no BatchNorm, or one whose statistics are missing, negative, infinite or
-    NaN.
+    reason, and `StatisticsError` where it has neither BatchNorm nor patches to compare, or a BatchNorm whose statistics
+    are missing, negative, infinite or NaN.
     """
-    if isinstance(model, ExportedProgram) and input_shape is None:
-        input_shape = program_input_shape(model)
-    spec, notes = _complete_spec(spec, input_shape, example_input)
-    program, more_notes = _export(model, example_input, spec)
+    example_inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input or ())
+    shapes = [tuple(example.shape[1:]) for example in example_inputs]
+    if input_shape is not None:
+        shapes = [tuple(input_shape)] if isinstance(input_shape[0], int) else list(map(tuple, input_shape))  # type: ignore
+    if isinstance(model, ExportedProgram) and not shapes:
+        shapes = program_input_shapes(model)
+    spec, notes = _complete_spec(spec, shapes)
+    program, more_notes = _export(model, example_inputs, spec)
     module = _functional_module(program)
     batch_norms = find_batch_norms(module)
     _check_weights(module)
     _check_same_answer(program, module, spec)
     if not batch_norms:
-        _refuse_decomposed(module)
-        raise StatisticsError(
-            "the network has no BatchNorm, so nothing of its training data can be recovered. If BatchNorm was folded "
-            "into the convolutions, start from the unfolded network; otherwise calibrate with real data."
-        )
+        more_notes = (*more_notes, _without_batch_norm(module))
     return Captured(
         module=module,
         batch_norms=batch_norms,
@@ -121,6 +128,19 @@ def from_bytes(archive: bytes, spec: ImageSpec) -> Captured:
         return capture(torch.export.load(io.BytesIO(archive)), spec=spec)
 
 
+def _without_batch_norm(module: fx.GraphModule) -> str:
+    """What is used in its place, as a note. Raises StatisticsError where there is nothing."""
+    _refuse_decomposed(module)
+    sources = patch_sources(module)
+    if not sources:
+        raise StatisticsError(
+            "the network has no BatchNorm, so nothing of its training data can be recovered, and neither attention nor "
+            "another normalization of maps, whose patches could be compared. If BatchNorm was folded into the "
+            "convolutions, start from the unfolded network; otherwise calibrate with real data."
+        )
+    return describe(sources)
+
+
 def _refuse_decomposed(module: fx.GraphModule) -> None:
     if any("_native_batch_norm" in str(node.target) for node in module.graph.nodes):
         raise CaptureError(
@@ -133,20 +153,23 @@ def find_batch_norms(module: fx.GraphModule) -> tuple[BatchNorm, ...]:
     return tuple(_read_batch_norm(module, node) for node in module.graph.nodes if calls(node, BATCH_NORM))
 
 
-def _complete_spec(
-    spec: ImageSpec | None, input_shape: Sequence[int] | None, example_input: Tensor | None
-) -> tuple[ImageSpec, tuple[str, ...]]:
+def _complete_spec(spec: ImageSpec | None, shapes: Sequence[tuple[int, ...]]) -> tuple[ImageSpec, tuple[str, ...]]:
     if spec is not None:
         return spec, ()
-    if input_shape is None and example_input is None:
+    if not shapes:
         raise InputError("the input is unknown; give spec=, input_shape= or an example input.")
-    shape = tuple(input_shape) if input_shape is not None else tuple(example_input.shape[1:])  # type: ignore[union-attr]
     note = "no mean, std or bounds were given: assuming pixels in [0, 1] without normalisation"
-    return ImageSpec(shape=shape, source="default"), (note,)
+    return default_spec(shapes), (note,)
+
+
+def default_spec(shapes: Sequence[tuple[int, ...]]) -> ImageSpec:
+    """Pixels in [0, 1] without normalisation, of every input."""
+    specs = [ImageSpec(shape=shape, source="default") for shape in shapes]
+    return specs[0] if len(specs) == 1 else JointSpec.of(specs)
 
 
 def _export(
-    model: nn.Module | ExportedProgram, example_input: Tensor | None, spec: ImageSpec
+    model: nn.Module | ExportedProgram, example_inputs: tuple[Tensor, ...], spec: ImageSpec
 ) -> tuple[ExportedProgram, tuple[str, ...]]:
     if isinstance(model, ExportedProgram):
         _require_shape(model, spec)
@@ -158,12 +181,12 @@ def _export(
         raise CaptureError(
             f"the model cannot be copied, which capture needs to leave yours untouched: {error}"
         ) from error
-    example = _example(quiet, example_input, spec)
-    _try_forward(quiet, example, spec)
+    given = _examples(quiet, example_inputs, spec)
+    _try_forward(quiet, given, spec)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(quiet, (example,), dynamic_shapes=_DYNAMIC_BATCH), notes
+            return torch.export.export(quiet, given, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in given)), notes
     except Exception as error:
         raise CaptureError(
             f"torch.export cannot capture this network: {first_line(error)}\nUsual causes are Python control flow on "
@@ -172,32 +195,38 @@ def _export(
         ) from error
 
 
-def _example(model: nn.Module, example_input: Tensor | None, spec: ImageSpec) -> Tensor:
+def _examples(model: nn.Module, example_inputs: tuple[Tensor, ...], spec: ImageSpec) -> tuple[Tensor, ...]:
     """Two examples: a batch of one would be taken for a constant by torch.export."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     if dtype != torch.float32:
         raise CaptureError(f"the network's weights are {dtype}; convert it with model.float() first.")
-    if example_input is None:
-        return torch.zeros(2, *spec.shape)
-    if tuple(example_input.shape[1:]) != spec.shape:
-        raise InputError(f"the example input has shape {tuple(example_input.shape)}, not a batch of {spec.shape}.")
-    return example_input.detach().float().expand(2, *spec.shape) if len(example_input) == 1 else example_input[:2]
+    if not example_inputs:
+        return examples(spec, 2)
+    for example, part in zip(example_inputs, inputs_of(spec)):
+        if tuple(example.shape[1:]) != part.shape:
+            raise InputError(f"the example input has shape {tuple(example.shape)}, not a batch of {part.shape}.")
+    return tuple(
+        example.detach().float().expand(2, *example.shape[1:]) if len(example) == 1 else example[:2]
+        for example in example_inputs
+    )
 
 
-def _try_forward(model: nn.Module, example: Tensor, spec: ImageSpec) -> None:
+def _try_forward(model: nn.Module, given: tuple[Tensor, ...], spec: ImageSpec) -> None:
     """Run the network once as it is, so that a wrong shape is told apart from a graph that cannot be captured."""
+    shape = "/".join("x".join(map(str, part.shape)) for part in inputs_of(spec))
     try:
         with torch.no_grad():
-            model(example)
+            model(*given)
     except TypeError as error:
+        count = "one tensor" if len(given) == 1 else f"{len(given)} tensors"
         raise CaptureError(
-            f"the network does not take one tensor ({error}); several inputs are not supported yet."
+            f"the network does not take {count} ({error}). Several inputs are described with a slash between them, in "
+            "the order of the arguments of forward, like --input 3x224x224/8."
         ) from error
     except DffgError:
         raise
     except Exception as error:
-        shape = "x".join(map(str, spec.shape))
         raise InputError(
             f"the network fails on an input of shape {shape}: {first_line(error)}\n"
             "Give the right one with --input CxHxW."
@@ -205,50 +234,74 @@ def _try_forward(model: nn.Module, example: Tensor, spec: ImageSpec) -> None:
 
 
 def _require_shape(program: ExportedProgram, spec: ImageSpec) -> None:
-    expected = program_input_shape(program)
-    if expected != spec.shape:
-        shapes = ["x".join(map(str, shape)) for shape in (expected, spec.shape)]
-        raise InputError(f"the exported program takes inputs of shape {shapes[0]}, not {shapes[1]}; leave --input out.")
+    expected, given = program_input_shapes(program), [part.shape for part in inputs_of(spec)]
+    if expected != given:
+        found, wanted = ("/".join("x".join(map(str, shape)) for shape in shapes) for shapes in (expected, given))
+        raise InputError(f"the exported program takes inputs of shape {found}, not {wanted}; leave --input out.")
 
 
-def _dynamic_input(program: ExportedProgram) -> fx.Node:
-    """The one input of a program, whose batch must not be fixed."""
+def program_input_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
+    """Shape of one example of every input, read from an exported program, whose batch must not be fixed."""
     names = program.graph_signature.user_inputs
-    inputs: list[fx.Node] = [node for node in program.graph.nodes if node.name in names]
-    if len(inputs) != 1:
-        raise CaptureError(f"the program has {len(inputs)} inputs; only one is supported yet.")
-    if isinstance(inputs[0].meta["val"].shape[0], int):
-        raise CaptureError(
-            f"the program was exported with a fixed batch of {inputs[0].meta['val'].shape[0]}; export it with "
-            "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)."
-        )
-    return inputs[0]
-
-
-def program_input_shape(program: ExportedProgram) -> tuple[int, ...]:
-    """Shape of one example, read from an exported program."""
-    return tuple(int(size) for size in _dynamic_input(program).meta["val"].shape[1:])
+    values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    if not values or not all(isinstance(value, Tensor) and value.dim() for value in values):
+        raise CaptureError("the program takes something that is no batch of tensors; export one that takes only those.")
+    for value in values:
+        if isinstance(value.shape[0], int):
+            raise CaptureError(
+                f"the program was exported with a fixed batch of {value.shape[0]}; export it with "
+                f"dynamic_shapes=({'{0: torch.export.Dim.DYNAMIC}, ' * len(values)}).".replace(", ).", ",).")
+            )
+    return [tuple(int(size) for size in value.shape[1:]) for value in values]
 
 
 def _functional_module(program: ExportedProgram) -> fx.GraphModule:
-    """A plain graph: one output tensor, no in-place calls, nothing that does nothing in eval mode."""
+    """A plain graph: one input, one output tensor, no in-place calls, nothing that does nothing in eval mode."""
     source = program.module(check_guards=False)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     outputs = graph.graph_copy(source.graph, copies)
-    while isinstance(outputs, (tuple, list)) and len(outputs) == 1:
-        outputs = outputs[0]
-    if not isinstance(outputs, fx.Node):
-        raise CaptureError("the network does not return one tensor; several outputs are not supported yet.")
-    graph.output(outputs)
+    graph.output(_one_output(graph, outputs, program.call_spec.out_spec))
     for node in list(graph.nodes):
         _make_functional(graph, node)
+    _join_inputs(graph)
     graph.eliminate_dead_code()
     module = fx.GraphModule(source, graph)
     fold_constants(module)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
+
+
+def _one_output(graph: fx.Graph, outputs: Any, structure: Any) -> fx.Node:
+    """The output, or several of them joined, each with the path that leads to it in what the network returns."""
+    leaves = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    paths, _ = tree_flatten_with_path(tree_unflatten(range(len(leaves)), structure))
+    found = {_path_name(path): leaf for (path, _), leaf in zip(paths, leaves, strict=True) if leaf is not None}
+    for name, leaf in found.items():
+        value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"output {name} of the network is no tensor; return tensors only.")
+        if len(found) > 1 and (value.dim() == 0 or isinstance(value.shape[0], int)):
+            raise CaptureError(f"output {name} of the network has no batch; return what depends on the input only.")
+    if not found:
+        raise CaptureError("the network returns no tensor.")
+    return next(iter(found.values())) if len(found) == 1 else join_outputs(graph, list(found.values()), list(found))
+
+
+def _path_name(path: Any) -> str:
+    """`[0]['out'].boxes` as 0.out.boxes."""
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path)
+
+
+def _join_inputs(graph: fx.Graph) -> None:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) < 2:
+        return
+    unused = [node.name for node in inputs if not node.users]
+    if unused:
+        raise CaptureError(f"the network does not use its input {unused[0]}; leave it out.")
+    join_inputs(graph)
 
 
 def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
@@ -308,13 +361,18 @@ def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: I
     generator = torch.Generator().manual_seed(0)
     low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
     sample = low + (high - low) * torch.rand(2, *spec.shape, generator=generator)
+    given = split(sample.numpy(), [part.shape for part in inputs_of(spec)])
     with torch.no_grad():
-        expected, answer = program.module(check_guards=False)(sample), module(sample)
-    expected = expected[0] if isinstance(expected, (tuple, list)) else expected
+        returned = program.module(check_guards=False)(*map(torch.from_numpy, given))
+        answer = module(sample)
+    leaves = [leaf for leaf in tree_leaves(returned) if leaf is not None]
+    expected = leaves[0] if len(leaves) == 1 else torch.from_numpy(join([leaf.numpy() for leaf in leaves]))
     if not torch.isfinite(expected).all():
         raise CaptureError("the network returns NaN or infinite values on a random input; check its weights.")
-    if (answer - expected).abs().max() > _RELATIVE_TOLERANCE * expected.abs().max().clamp(min=1e-6):
-        raise CaptureError("the network writes into parts of a tensor in place; write it without in-place calls.")
+    parts = columns(module).values()
+    for found, wanted in [(answer[:, part], expected[:, part]) for part in parts] or [(answer, expected)]:
+        if (found - wanted).abs().max() > _RELATIVE_TOLERANCE * wanted.abs().max().clamp(min=1e-6):
+            raise CaptureError("the network writes into parts of a tensor in place; write it without in-place calls.")
 
 
 def _read_batch_norm(module: fx.GraphModule, node: fx.Node) -> BatchNorm:

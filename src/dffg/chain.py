@@ -2,6 +2,7 @@
 
     images   start as noise within the pixel bounds
     repeat   loss     = distance of the BatchNorm inputs from their running statistics      (objective.py)
+                        without BatchNorm, how alike patches are                            (patches.py)
              gradient = d loss / d images, varied for diversity                             (variability.py)
              hand out the images; those past the burn-in are kept as calibration data       (synthesis.py)
              images   = images - step_size * sign(momentum of the gradients), clipped       (update.py)
@@ -23,6 +24,7 @@ from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.images import ImageSpec
 from dffg.objective import Objective
+from dffg.patches import PatchObjective
 from dffg.update import Bounds, Step, momentum_sign_step, step_size_at
 from dffg.variability import VARIABILITIES, GradientAt, Transform, Variability, VariabilityOptions
 
@@ -62,9 +64,15 @@ class Method:
 def method_of(captured: Captured, config: SynthesisConfig) -> Method:
     """The parts that a configuration names; many chains share one."""
     return Method(
-        objective=Objective(captured, per_image=config.statistics == "image", slack=config.slack),
+        objective=_objective(captured, config),
         vary=VARIABILITIES[config.variability],
     )
+
+
+def _objective(captured: Captured, config: SynthesisConfig) -> Callable[[Tensor], Tensor]:
+    if not captured.batch_norms:
+        return PatchObjective(captured.module, captured.spec)
+    return Objective(captured, per_image=config.statistics == "image", slack=config.slack)
 
 
 def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: Method | None = None) -> Iterator[Visit]:

@@ -93,7 +93,7 @@ def model_options(command: Command) -> Command:
         click.option("--bounds", help="Lowest and highest pixel or feature value, like 0:1 or -130:30."),
         click.option("--std", help="Per-channel standard deviation, like 0.229,0.224,0.225."),
         click.option("--mean", help="Per-channel mean, like 0.485,0.456,0.406."),
-        click.option("--input", "input_shape", help="Shape of one input, like 3x224x224."),
+        click.option("--input", "input_shape", help="Shape of one input, like 3x224x224; of several, 3x224x224/8."),
         click.option("--weights", type=click.Path(path_type=Path), help="Weights: .safetensors, or .pth of tensors."),
         click.argument("model"),
     ):
@@ -603,7 +603,24 @@ def _load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tupl
 
 
 def _describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
-    """What the network's source says, with what the user says on top."""
+    """What the network's source says, with what the user says on top; several inputs are separated by slashes."""
+    from dffg.images import JointSpec
+
+    names = ("input_shape", "mean", "std", "bounds")
+    given = {name: str(options[name]).split("/") for name in names if options.get(name)}
+    inputs = list(known.inputs) if isinstance(known, JointSpec) else [known] * max(map(len, given.values()), default=1)
+    for name, values in given.items():
+        if len(values) not in (1, len(inputs)) or (name == "input_shape" and len(values) != len(inputs)):
+            option = name.removesuffix("_shape")
+            raise InputError(f"--{option} says {len(values)} things, and there are {len(inputs)} inputs.")
+    specs = [
+        _describe_one_input(part, {name: values[index % len(values)] for name, values in given.items()})
+        for index, part in enumerate(inputs)
+    ]
+    return specs[0] if len(specs) == 1 else JointSpec.of(specs)
+
+
+def _describe_one_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
     from dffg.images import ImageSpec, parse_bounds, parse_numbers, parse_shape
 
     changes: dict[str, Any] = {}

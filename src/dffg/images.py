@@ -55,6 +55,8 @@ class ImageSpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ImageSpec:
         """Read back what `dataclasses.asdict` and JSON made of a spec."""
+        if "inputs" in fields:
+            return JointSpec.of([ImageSpec.from_dict(part) for part in fields["inputs"]])
         known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
         return cls(**known)
 
@@ -87,6 +89,58 @@ class ImageSpec:
 
     def _column(self, values: tuple[float, ...]) -> Array:
         return np.asarray(values, dtype=np.float32).reshape(-1, *[1] * (len(self.shape) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSpec(ImageSpec):
+    """Several inputs as one, the numbers of every example laid end to end in the order of `forward`'s arguments.
+
+    inputs: what each of them is. `shape` has one axis; `bounds` hold the bounds of all.
+    """
+
+    inputs: tuple[ImageSpec, ...]
+
+    @classmethod
+    def of(cls, inputs: Sequence[ImageSpec]) -> JointSpec:
+        """The inputs that these describe, together."""
+        low, high = min(part.bounds[0] for part in inputs), max(part.bounds[1] for part in inputs)
+        sources = dict.fromkeys(part.source for part in inputs)
+        length = sum(math.prod(part.shape) for part in inputs)
+        return cls(shape=(length,), bounds=(low, high), source=" and ".join(sources), inputs=tuple(inputs))
+
+    @property
+    def is_pixels(self) -> bool:
+        """Joined inputs are stored and walked as numbers, also where some of them are pictures."""
+        return False
+
+    def split(self, values: Array) -> list[Array]:
+        """(batch, length) -> (batch, *shape) of every input."""
+        ends = np.cumsum([math.prod(part.shape) for part in self.inputs])[:-1]
+        parts = np.split(values, ends, axis=-1)
+        return [values.reshape(-1, *part.shape) for part, values in zip(self.inputs, parts)]
+
+    def join(self, parts: Sequence[NDArray[Any]]) -> Array:
+        """(batch, *shape) of every input -> (batch, length)."""
+        return np.concatenate([values.reshape(len(values), -1) for values in parts], axis=1).astype(np.float32)
+
+    def normalize(self, pixels: Array) -> Array:
+        """As in every input."""
+        return self.join([part.normalize(values) for part, values in zip(self.inputs, self.split(pixels))])
+
+    def denormalize(self, inputs: Array) -> Array:
+        """As in every input."""
+        return self.join([part.denormalize(values) for part, values in zip(self.inputs, self.split(inputs))])
+
+    def input_bounds(self) -> tuple[Array, Array]:
+        """Lowest and highest legal value of every number of an example."""
+        ends = [[np.broadcast_to(end, part.shape)[None] for end in part.input_bounds()] for part in self.inputs]
+        low, high = (self.join([pair[index] for pair in ends])[0] for index in range(2))
+        return low, high
+
+
+def joined_name(index: int) -> str:
+    """Name, in files of arrays, of one of several inputs."""
+    return f"input{index}"
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -155,8 +209,8 @@ class SyntheticSet:
     def save(self, path: str | Path) -> None:
         """Write `.npz`, `.safetensors`, or, for any other name, a folder of PNG pictures.
 
-        Files hold `images` (uint8 pixels) for pictures and `features` (float32 network input) otherwise. A folder has
-        the names of its pictures in `list.txt`, one a line.
+        Files hold `images` (uint8 pixels) for pictures and `features` (float32 network input) otherwise; of several
+        inputs, `input0`, `input1` and so on. A folder has the names of its pictures in `list.txt`, one a line.
         """
         path = Path(path)
         if path.suffix == ".npz":
@@ -183,7 +237,7 @@ class SyntheticSet:
         stored = json.loads(metadata)
         spec = ImageSpec.from_dict(stored["spec"])
         return cls(
-            inputs=spec.from_uint8(arrays["images"]) if "images" in arrays else arrays["features"],
+            inputs=_inputs_in(arrays, spec),
             spec=spec,
             config=SynthesisConfig(**stored["config"]),
             snapshots=tuple(SnapshotRecord(**snapshot) for snapshot in stored["snapshots"]),
@@ -199,6 +253,9 @@ class SyntheticSet:
         return pixels if np.allclose(self.spec.from_uint8(pixels), self.inputs, atol=1e-4) else None
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
+        if isinstance(self.spec, JointSpec):
+            parts = map(np.ascontiguousarray, self.spec.split(self.inputs))
+            return {joined_name(index): part for index, part in enumerate(parts)}
         pixels = self.pixels()
         return {"features": self.inputs} if pixels is None else {"images": pixels}
 
@@ -227,6 +284,12 @@ class SyntheticSet:
             picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
             Image.fromarray(picture).save(folder / name)
         (folder / LIST_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def _inputs_in(arrays: dict[str, NDArray[Any]], spec: ImageSpec) -> Array:
+    if isinstance(spec, JointSpec):
+        return spec.join([arrays[joined_name(index)] for index in range(len(spec.inputs))])
+    return spec.from_uint8(arrays["images"]) if "images" in arrays else arrays["features"]
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dffg.archive import refuse_code
-from dffg.captured import program_input_shape
+from dffg.captured import default_spec, program_input_shapes
 from dffg.errors import InputError, first_line
 from dffg.images import ImageSpec
 from dffg.offline import VARIABLE, is_offline, no_connections
@@ -131,7 +131,7 @@ def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:
         program = torch.export.load(path)
     except Exception as error:
         raise InputError(f"{path} is not a readable torch.export archive: {first_line(error)}") from error
-    spec = ImageSpec(shape=program_input_shape(program), source="default")
+    spec = default_spec(program_input_shapes(program))
     return Loaded(model=program, spec=spec, name=path.name)
 
 

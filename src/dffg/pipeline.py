@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from dffg.captured import Captured, capture
 from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.ends import columns
 from dffg.errors import DffgError, InputError, OutputError
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db, why_broken
@@ -144,6 +145,7 @@ def quantize(
     with _place(Path(out), force):
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
+        _refuse_accuracy(captured, evaluation)
         source = "real" if calibration is not None else "synthetic"
         run = _Run(
             captured=captured,
@@ -218,6 +220,7 @@ def finetune(
         runtime_of(quantization.target)
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
+        _refuse_accuracy(captured, evaluation)
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
         start = file_hash(Path(quantized) / REPORT_FILE)[:_SHOWN_DIGITS]
         run = _Run(
@@ -302,6 +305,11 @@ def _describe_work(captured: Captured, *configs: Any, **others: Any) -> dict[str
     for config in configs:
         decisive |= asdict(config)
     return {name: str(value) for name, value in decisive.items()}
+
+
+def _refuse_accuracy(captured: Captured, evaluation: Data | None) -> None:
+    if evaluation is not None and columns(captured.module):
+        raise InputError("top-1 is not defined for a network with several outputs; leave --eval out.")
 
 
 def _captured(
@@ -468,12 +476,7 @@ def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Pa
     latency = _latency(runtime, reference, written, held_out[:1].numpy()) if runtime.is_timed else None
     batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
     expected, answer = (np.concatenate(list(runtime.run(path, batches))) for path in (reference, written))
-    agreed = Agreement(
-        top1=agreement(expected, answer),
-        sqnr_db=sqnr_db(expected, answer),
-        count=len(held_out),
-        broken=why_broken(expected, answer),
-    )
+    agreed = _agreement(expected, answer, columns(quantized.module))
     noise, layers = layer_sqnr_db(quantized, simulated), {layer.name: layer for layer in quantized.layers}
     return {
         "size_bytes": {"float": runtime.size_bytes(reference), "quantized": runtime.size_bytes(written)},
@@ -493,6 +496,20 @@ def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Pa
         ),
         "problems": find_problems(kernels, latency, match, agreed),
     }
+
+
+def _agreement(expected: Array, answer: Array, parts: dict[str, slice]) -> Agreement:
+    if not parts:
+        top1, ratio, broken = agreement(expected, answer), sqnr_db(expected, answer), why_broken(expected, answer)
+        return Agreement(top1=top1, sqnr_db=ratio, count=len(answer), broken=broken)
+    ratios = {name: sqnr_db(expected[:, part], answer[:, part]) for name, part in parts.items()}
+    worst = min(ratios, key=ratios.__getitem__)
+    broken = None
+    if not np.isfinite(answer).all():
+        broken = "it answers NaN or infinite values"
+    elif ratios[worst] <= 0:
+        broken = f"its output {worst} has as much noise as signal"
+    return Agreement(top1=None, sqnr_db=ratios[worst], count=len(answer), broken=broken, outputs=ratios)
 
 
 def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> Latency:

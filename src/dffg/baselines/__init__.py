@@ -14,7 +14,8 @@ from dffg import chain as fast_gradient
 from dffg.baselines import adam_snapshots, deepinversion, dgh, dsg, genie, noise, zeroq
 from dffg.captured import Captured
 from dffg.chain import Visit
-from dffg.config import SynthesisConfig
+from dffg.config import NOISES, SynthesisConfig
+from dffg.errors import StatisticsError
 
 RunChain = Callable[[Captured, SynthesisConfig, int], Iterator[Visit]]
 
@@ -37,4 +38,6 @@ def chain_of(captured: Captured, config: SynthesisConfig) -> Callable[[int], Ite
     if config.is_fast_gradient:
         method = fast_gradient.method_of(captured, config)
         return lambda chain: fast_gradient.run_chain(captured, config, chain, method)
+    if not captured.batch_norms and config.generator not in NOISES:
+        raise StatisticsError(f"--generator {config.generator} needs BatchNorm, and the network has none.")
     return partial(BASELINES[config.generator], captured, config)

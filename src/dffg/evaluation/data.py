@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dffg.errors import InputError
-from dffg.images import Array, ImageSpec, Pixels, read_npz
+from dffg.images import Array, ImageSpec, JointSpec, Pixels, joined_name, read_npz
 
 Labels = NDArray[np.int64]
 _LONGEST = 100
@@ -53,7 +53,8 @@ def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
 
     A folder holds `labels.csv` (columns `file` and `label`), or one sub-folder per class (classes are numbered in
     alphabetical order), or, where no labels are needed, pictures at any depth. An `.npz` holds `images` (uint8 pixels,
-    N,C,H,W) or `features` (float network inputs, as they are), and `labels`.
+    N,C,H,W) or `features` (float network inputs, as they are), and `labels`; for a network of several inputs, `input0`,
+    `input1` and so on, each of them pixels or network inputs.
     """
     path = Path(path)
     if not path.exists():
@@ -98,7 +99,8 @@ def fit_picture(picture: Image.Image, height: int, width: int, crop_fraction: fl
 
 def _load_folder(folder: Path, spec: ImageSpec, labelled: bool) -> Data:
     if not spec.is_pixels:
-        raise InputError(f"{folder} holds pictures, but the network takes features; give an .npz with `features`.")
+        names = "`input0`, `input1` and so on" if isinstance(spec, JointSpec) else "`features`"
+        raise InputError(f"{folder} holds pictures, but the network takes features; give an .npz with {names}.")
     if (folder / "labels.csv").exists():
         return _load_csv(folder, spec)
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
@@ -125,6 +127,8 @@ def _load_csv(folder: Path, spec: ImageSpec) -> Data:
 def _load_npz(path: Path, spec: ImageSpec) -> Data:
     arrays = read_npz(path)
     source = arrays.get("images", arrays.get("features"))
+    if isinstance(spec, JointSpec):
+        source = _join(arrays, spec, path)
     if source is None:
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; it needs `images` (uint8) or `features`.")
     if source.shape[1:] != spec.shape:
@@ -138,6 +142,23 @@ def _load_npz(path: Path, spec: ImageSpec) -> Data:
         raise InputError(f"{path} holds {len(source)} examples but {len(labels)} labels.")
     inputs = source if source.dtype == np.uint8 else source.astype(np.float32)
     return Data(source=inputs, labels=None if labels is None else _labels(labels), spec=spec)
+
+
+def _join(arrays: dict[str, NDArray[Any]], spec: JointSpec, path: Path) -> Array:
+    """Every input by its place, as uint8 pixels or as it is fed."""
+    parts = []
+    for index, part in enumerate(spec.inputs):
+        values = arrays.get(joined_name(index))
+        if values is None or values.shape[1:] != part.shape:
+            found = "nothing" if values is None else f"shape {values.shape}"
+            raise InputError(
+                f"{path} has {found} as {joined_name(index)}; the network takes {len(spec.inputs)} inputs, this one of "
+                f"shape {part.shape}, and as many examples of each."
+            )
+        parts.append(part.from_uint8(values) if values.dtype == np.uint8 else values.astype(np.float32))
+    if len({len(values) for values in parts}) > 1:
+        raise InputError(f"the inputs in {path} are not equally many: {[len(values) for values in parts]}.")
+    return spec.join(parts)
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from dffg.captured import default_spec
+from dffg.ends import INPUT, answers, examples, join, split, split_ends
 from dffg.errors import ExportError, InputError, first_line
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.graph import add_tensor, aten, calls, is_stored, nodes_by_name, standalone, stored_tensor, with_output
@@ -49,7 +51,7 @@ def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
     from executorch.exir import to_edge_transform_and_lower
 
     try:
-        program = torch.export.export(_in_torch_operators(module).eval(), (torch.zeros(1, *spec.shape),))
+        program = torch.export.export(split_ends(_in_torch_operators(module)).eval(), examples(spec, 1))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     except Exception as error:
         raise ExportError(f"this network cannot be written for ExecuTorch: {first_line(error)}") from error
@@ -59,7 +61,7 @@ def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
 def open_file(path: Path, threads: int = 0) -> Run:
     """A file as a function of one batch, image by image; XNNPACK chooses the threads."""
     execute = _load(path)
-    return lambda batch: np.concatenate([execute(image)[0] for image in _images(batch)])
+    return lambda batch: np.concatenate([join(execute(image)) for image in _images(batch)])
 
 
 def watch(quantized: Quantized, path: Path) -> Watch:
@@ -71,18 +73,25 @@ def watch(quantized: Quantized, path: Path) -> Watch:
     nodes = nodes_by_name(module)
     levels = [nodes[tensor.levels] for tensor in quantized.tensors]
     shown = with_output(module, [module.graph.output_node().args[0], *levels])  # type: ignore[list-item]
-    shape = next(node for node in module.graph.nodes if node.op == "placeholder").meta["val"].shape[1:]
+    spec = _spec_of(module)
     with tempfile.TemporaryDirectory() as folder:
-        write_float(shown, ImageSpec(shape=tuple(shape)), Path(folder) / "watched.pte")
+        write_float(shown, spec, Path(folder) / "watched.pte")
         execute = _load(Path(folder) / "watched.pte")
-    names = [tensor.name for tensor in quantized.tensors]
+    names, count = [tensor.name for tensor in quantized.tensors], len(answers(module))
 
     def run_batch(batch: Array) -> tuple[Array, dict[str, NDArray[Any]]]:
-        output, *integers = (np.concatenate(parts) for parts in zip(*map(execute, _images(batch))))
+        results = [np.concatenate(parts) for parts in zip(*map(execute, _images(batch)))]
+        output, integers = join(results[:count]), results[count:]
         unsigned = [(values.astype(np.int16) + _SHIFT).astype(np.uint8) for values in integers]
         return output, dict(zip(names, unsigned, strict=True))
 
     return run_batch
+
+
+def _spec_of(module: fx.GraphModule) -> ImageSpec:
+    inputs = [node for node in module.graph.nodes if calls(node, INPUT)]
+    inputs = inputs or [node for node in module.graph.nodes if node.op == "placeholder"]
+    return default_spec([tuple(map(int, node.meta["val"].shape[1:])) for node in inputs])
 
 
 def count_kernels(path: Path) -> Kernels:
@@ -125,7 +134,9 @@ def _load(path: Path) -> Callable[[Tensor], list[Array]]:
 
     def execute(image: Tensor) -> list[Array]:
         # The next call writes its results to the same place. The program reads `content` all the while.
-        return [result.numpy().copy() for result in method.execute([image]) if content]
+        shapes = [method.metadata.input_tensor_meta(index).sizes()[1:] for index in range(method.metadata.num_inputs())]
+        parts = [torch.from_numpy(part) for part in split(image.numpy(), shapes)]
+        return [result.numpy().copy() for result in method.execute(parts) if content]
 
     return execute
 

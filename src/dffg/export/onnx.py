@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -19,6 +20,7 @@ from onnxscript import opset21 as op
 from torch import fx
 from torch.export import Dim
 
+from dffg.ends import examples, input_names, output_names, split_ends
 from dffg.errors import ExportError, first_line
 from dffg.export.packing import pack_weights
 from dffg.images import ImageSpec
@@ -47,8 +49,33 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
         )
     for node, tensor in zip(quantizers, quantized.tensors, strict=True):
         _levels(node).name = quantized_value_name(tensor.name)
+    _keep_transposed_convolutions(model)
     pack_weights(model, {weight_name(layer.node): layer.weight_bits for layer in quantized.layers})
     _save(model, spec, path)
+
+
+def _keep_transposed_convolutions(model: onnx_ir.Model) -> None:
+    """Add their biases, or zeros, behind them.
+
+    Between DQ and Q, ONNX Runtime (1.32, weight_bias_quantization.cc) rounds the float weight and bias of a transposed
+    convolution to 8 bits by itself, and computes in float all the same. It leaves alone what no Q reads directly.
+    """
+    for node in [node for node in model.graph if node.op_type == "ConvTranspose"]:
+        result, weight, *bias = node.outputs[0], *node.inputs[1:]
+        if weight is None or weight.const_value is None or result.shape is None:
+            continue
+        shape = (1, int(result.shape[1]), *[1] * (len(result.shape) - 2))  # type: ignore[arg-type]
+        given = bias[0].const_value if bias and bias[0] is not None else None
+        added = np.zeros(shape, np.float32) if given is None else given.numpy().reshape(shape)
+        stored = onnx_ir.Value(name=f"{result.name}_bias", const_value=onnx_ir.tensor(added))
+        model.graph.register_initializer(stored)
+        node.resize_inputs(2)
+        addition = onnx_ir.node("Add", [result, stored])
+        total = addition.outputs[0]
+        total.name, total.shape, total.type = f"{result.name}_total", result.shape, result.type
+        result.replace_all_uses_with(total)
+        addition.replace_input_with(0, result)
+        model.graph.insert_after(node, addition)
 
 
 def _levels(quantizer: onnx_ir.Node) -> onnx_ir.Value:
@@ -68,17 +95,17 @@ def quantized_value_name(tensor: str) -> str:
 
 
 def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
-    example = torch.zeros(2, *spec.shape)
+    given = examples(spec, 2)
     try:
         with _quiet():
             program = torch.onnx.export(
-                module.eval(),
-                (example,),
+                split_ends(module).eval(),
+                given,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: Dim.DYNAMIC},),
+                input_names=input_names(module, INPUT_NAME),
+                output_names=output_names(module, OUTPUT_NAME),
+                dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in given),
                 custom_translation_table=_TRANSLATIONS,
                 verbose=False,
             )

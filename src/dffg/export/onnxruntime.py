@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from dffg.ends import join, split
 from dffg.errors import InputError
 from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
@@ -79,8 +80,13 @@ def count_kernels(path: Path) -> Kernels:
 def open_file(path: Path, threads: int = 0, *, as_written: bool = False) -> Run:
     """A file as a function of one batch."""
     opened = session(path, threads=threads, as_written=as_written)
-    name = opened.get_inputs()[0].name
-    return lambda batch: opened.run(None, {name: batch})[0]
+    return lambda batch: join(opened.run(None, _feeds(opened, batch)))
+
+
+def _feeds(opened: onnxruntime.InferenceSession, batch: Array) -> dict[str, Array]:
+    inputs = opened.get_inputs()
+    parts = split(batch, [entry.shape[1:] for entry in inputs])
+    return {entry.name: part for entry, part in zip(inputs, parts, strict=True)}
 
 
 def run(path: Path, batches: Iterable[Array]) -> Iterator[Array]:
@@ -106,14 +112,15 @@ class IntermediateRunner:
     def __init__(self, path: Path, names: list[str], *, as_written: bool = False) -> None:
         model = onnx.load(path)
         types = {info.name: info for info in model.graph.value_info}
+        self._outputs = len(model.graph.output)
         model.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in names)
         self._session = session(model.SerializeToString(), as_written=as_written)
         self._names = names
 
     def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
         """The output for one batch, and the named values."""
-        output, *values = self._session.run(None, {self._session.get_inputs()[0].name: batch})
-        return output, dict(zip(self._names, values, strict=True))
+        results = self._session.run(None, _feeds(self._session, batch))
+        return join(results[: self._outputs]), dict(zip(self._names, results[self._outputs :], strict=True))
 
 
 RUNTIME = Runtime(

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import fx
 
+from dffg.ends import join, split
 from dffg.errors import InputError, first_line
 from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
@@ -44,21 +45,28 @@ def write_float_file(module: fx.GraphModule, spec: ImageSpec, path: Path) -> Non
 def open_file(path: Path, threads: int = 0) -> Run:
     """A file as a function of one batch."""
     compiled = _compile(_read(path), threads)
-    return lambda batch: compiled(batch)[0].copy()
+    return lambda batch: _run(compiled, batch, len(compiled.outputs))[0]
 
 
 def watch(quantized: Quantized, path: Path) -> Watch:
     """A written file as a function that also gives the integers of every quantized tensor."""
     model = _read(path)
-    names = [tensor.name for tensor in quantized.tensors]
+    count, names = len(model.outputs), [tensor.name for tensor in quantized.tensors]
     model.add_outputs([quantized_value_name(name) for name in names])
     compiled = _compile(model, 0)
 
     def run_batch(batch: Array) -> tuple[Array, dict[str, NDArray[Any]]]:
-        results = compiled(batch)
-        return results[0].copy(), {name: results[quantized_value_name(name)].copy() for name in names}
+        output, results = _run(compiled, batch, count)
+        return output, {name: results[quantized_value_name(name)].copy() for name in names}
 
     return run_batch
+
+
+def _run(compiled: Any, batch: Array, count: int) -> tuple[Array, Any]:
+    """The first `count` outputs, joined, and all results."""
+    shapes = [[axis.get_length() for axis in list(entry.partial_shape)[1:]] for entry in compiled.inputs]
+    results = compiled(split(batch, shapes))
+    return join([results[index].copy() for index in range(count)]), results
 
 
 def count_kernels(path: Path) -> Kernels:

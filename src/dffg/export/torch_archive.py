@@ -17,8 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from dffg.archive import refuse_code
+from dffg.captured import program_input_shapes
+from dffg.ends import examples, join, split, split_ends
 from dffg.errors import ExportError, InputError, first_line
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.graph import WEIGHTED, Tap, aten, calls, standalone
@@ -37,11 +40,12 @@ def write(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
 
 def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
     """Write a network."""
+    given, batch = examples(spec, 2), Dim("batch")
     try:
         program = torch.export.export(
-            standalone(module).eval(),
-            (torch.zeros(2, *spec.shape),),
-            dynamic_shapes=({0: Dim("batch")},),
+            split_ends(standalone(module)).eval(),
+            given,
+            dynamic_shapes=tuple({0: batch} for _ in given),
         ).run_decompositions(_DECOMPOSITIONS)
     except Exception as error:
         raise ExportError(f"this network cannot be written with torch.export: {first_line(error)}") from error
@@ -50,19 +54,20 @@ def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
 
 def open_file(path: Path, threads: int = 0) -> Run:
     """A file as a function of one batch, on as many threads as torch has."""
-    module = _load(path).module()
+    program = _load(path)
+    module, shapes = program.module(), program_input_shapes(program)
 
     def run_batch(batch: Array) -> Array:
         with torch.no_grad():
-            output: Array = module(torch.from_numpy(batch)).numpy()
-        return output
+            return _joined(module(*map(torch.from_numpy, split(batch, shapes))))
 
     return run_batch
 
 
 def watch(quantized: Quantized, path: Path) -> Watch:
     """A written file as a function that also gives the integers of every quantized tensor."""
-    module = _load(path).module()
+    program = _load(path)
+    module, shapes = program.module(), program_input_shapes(program)
     rounded = [node.name for node in module.graph.nodes if _is_rounded(node)]
     names = dict(zip(rounded, (tensor.name for tensor in quantized.tensors), strict=True))
 
@@ -75,9 +80,13 @@ def watch(quantized: Quantized, path: Path) -> Watch:
             return value
 
         with torch.no_grad():
-            return Tap(module, visit).run(torch.from_numpy(batch)).numpy(), seen
+            return _joined(Tap(module, visit).run(*map(torch.from_numpy, split(batch, shapes)))), seen
 
     return run_batch
+
+
+def _joined(returned: Any) -> Array:
+    return join([leaf.numpy() for leaf in tree_leaves(returned)])
 
 
 def count_kernels(path: Path) -> Kernels:

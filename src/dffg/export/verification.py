@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from dffg.ends import columns
 from dffg.evaluation.metrics import agreement, power_ratio_db
 from dffg.export import onnxruntime
 from dffg.export.runtime import Runtime
@@ -37,10 +39,11 @@ class SimulationMatch:
     worst_tensor is where fewest are equal. output_error compares the output in the same way: largest difference over
     largest value. unwatched_noise is how far the file's output is from that when it is watched, which may change what a
     runtime fuses: its power, over that of what quantization does to the float network. top1 is the share of equal
-    predictions end to end, where rounding ties have grown through the network.
+    predictions end to end, where rounding ties have grown through the network; None where there are several outputs,
+    of which the worst counts.
     """
 
-    top1: float
+    top1: float | None
     equal_share: float
     max_abs_difference_in_steps: int
     worst_tensor: str
@@ -80,16 +83,31 @@ def match_simulation(
             simulated.append(quantized.module(batch).numpy())
             in_float.append(quantized.float_module(batch).numpy())
     worst = min(total, key=lambda name: equal[name] / total[name])
+    parts = columns(quantized.module)
     written, plainly = np.concatenate(outputs), np.concatenate(unwatched)
+    answered, floats = np.concatenate(followed), np.concatenate(in_float)
     return SimulationMatch(
-        top1=agreement(np.concatenate(simulated), plainly),
+        top1=None if parts else agreement(np.concatenate(simulated), plainly),
         equal_share=equal[worst] / total[worst],
         max_abs_difference_in_steps=apart,
         worst_tensor=worst,
-        output_error=float(np.abs(np.concatenate(followed) - written).max() / max(np.abs(written).max(), 1e-30)),
-        unwatched_noise=_power(plainly - written) / max(_power(np.concatenate(in_float) - written), 1e-30),
+        output_error=max(starmap(_error, by_output(parts, answered, written))),
+        unwatched_noise=max(starmap(_noise, by_output(parts, plainly, written, floats))),
         count=len(images),
     )
+
+
+def by_output(parts: dict[str, slice], *joined: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], ...]]:
+    """The arrays cut into outputs, whose columns `parts` names; whole where it names none."""
+    return [tuple(values[:, part] for values in joined) for part in parts.values()] or [joined]
+
+
+def _error(answer: NDArray[np.float32], written: NDArray[np.float32]) -> float:
+    return float(np.abs(answer - written).max() / max(np.abs(written).max(), 1e-30))
+
+
+def _noise(plain: NDArray[np.float32], written: NDArray[np.float32], in_float: NDArray[np.float32]) -> float:
+    return _power(plain - written) / max(_power(in_float - written), 1e-30)
 
 
 def _power(outputs: NDArray[np.float32]) -> float:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import QuantizationConfig
+from dffg.ends import INPUT
 from dffg.errors import InputError
-from dffg.graph import Tap
+from dffg.graph import Tap, calls
 from dffg.images import ImageSpec
 from dffg.quant.affine import QParams, activation_qparams, signed_qparams
 from dffg.quant.placement import Placement
@@ -20,7 +21,7 @@ from dffg.quant.widths import BitWidths
 
 def observed_tensors(placement: Placement) -> list[str]:
     """Quantized tensors whose range must be learned from images."""
-    return [node.name for node, source in placement.source.items() if source is node and node.op != "placeholder"]
+    return [node.name for node, source in placement.source.items() if source is node and not _is_input(node)]
 
 
 def choose_ranges(
@@ -37,12 +38,17 @@ def choose_ranges(
         name: choose(histogram.mirrored() if signed else histogram, bits[name], config)
         for name, histogram in histograms.items()
     }
-    low, high = spec.input_bounds()
+    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
     for node, source in placement.source.items():
-        if node is source and node.op == "placeholder":
-            ranges[node.name] = float(low.min()), float(high.max())
+        if node is source and _is_input(node):
+            ends = [node.target(bound[None], *node.args[1:]) if calls(node, INPUT) else bound for bound in (low, high)]  # type: ignore
+            ranges[node.name] = float(ends[0].min()), float(ends[1].max())
     to_qparams = signed_qparams if signed else activation_qparams
     return {name: to_qparams(*range, bits[name]) for name, range in ranges.items()}
+
+
+def _is_input(node: fx.Node) -> bool:
+    return node.op == "placeholder" or calls(node, INPUT)
 
 
 def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor]) -> dict[str, Histogram]:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 from torch import Tensor, fx
 
+from dffg.ends import INPUT, JOIN, answers
 from dffg.graph import WEIGHTED, argument, aten, calls, copy_module, is_stored
 from dffg.quant.operators import GLOBAL_AVERAGE_POOL
 from dffg.targets import ONNXRUNTIME, Target
@@ -32,6 +34,8 @@ _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool3d.default,
 )
 _RELUS = (aten.relu.default, aten.relu6.default)
+# They return several tensors.
+_RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 # Their results are their inputs' values, so they keep the inputs' scale and cost no rounding.
 _REARRANGING = (
     *MAX_POOLS,
@@ -127,12 +131,12 @@ def is_fused_padding(node: fx.Node) -> bool:
 
 
 def _results_of_integer_operators(module: fx.GraphModule, target: Target) -> set[fx.Node]:
-    output = module.graph.output_node().args[0]
+    outputs = answers(module)
     wanted: set[fx.Node] = set()
     for node in module.graph.nodes:
         result = _after_activation(node)
         # Where it can, a final layer writes float from integer inputs: rounding logits to 8 bits would only add ties.
-        is_answer = target.float_answer and calls(node, *WEIGHTED) and result is output
+        is_answer = target.float_answer and calls(node, *WEIGHTED) and result in outputs
         if integer_inputs(node) and not is_answer:
             wanted.add(result)
     return wanted
@@ -187,7 +191,9 @@ def _are_float(nodes: list[fx.Node]) -> bool:
 
 
 def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+    if calls(node, *_RECURRENT):
+        return True
+    if node.op != "call_function" or calls(node, INPUT, JOIN, getitem) or not isinstance(node.meta.get("val"), Tensor):
         return False
     commutes = _keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default)
     return not (node in source and commutes) and not is_fused_padding(node)

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 
 from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
+from dffg.ends import JOIN
 from dffg.fold import fold_with_records
-from dffg.graph import add_tensor, copy_module, layer_name
+from dffg.graph import add_tensor, calls, copy_module, layer_name
 from dffg.images import ImageSpec
 from dffg.memory import reused_memory
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
@@ -228,9 +229,8 @@ def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme 
 
 def _describe(node: fx.Node, weight: QParams, input: QParams) -> QuantizedLayer:
     users = list(node.users)
-    result = (
-        users[0].name if len(users) == 1 and not integer_inputs(users[0]) and users[0].op != "output" else node.name
-    )
+    ends = len(users) != 1 or integer_inputs(users[0]) or users[0].op == "output" or calls(users[0], JOIN)
+    result = node.name if ends else users[0].name
     return QuantizedLayer(
         name=node.meta.get("dffg_name", layer_name(node)),
         node=node.name,

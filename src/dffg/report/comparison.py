@@ -25,7 +25,7 @@ class Run:
     float_kernels: int
     drop_points: float | None
     standard_error: float | None
-    agreement: float
+    agreement: float | None
     seconds: float
     seed: int
 

@@ -70,9 +70,7 @@ def key_facts(report: Plain) -> tuple[Fact, ...]:
         *_accuracy(report["accuracy"]),
         Fact(
             label="Agreement",
-            value=f"{agreement['top1']:.1%}",
-            detail=f"same top-1 as float on {agreement['count']} held-out synthetic images, "
-            f"{number(agreement['sqnr_db'])} dB",
+            **_agreement(agreement),
         ),
         Fact(
             label="Size",
@@ -89,9 +87,19 @@ def key_facts(report: Plain) -> tuple[Fact, ...]:
             label="Simulation match",
             value=f"{match['equal_share']:.3%}",
             detail="of integers equal in the worst layer, at most "
-            f"{counted(match['max_abs_difference_in_steps'], 'step')} apart; {match['top1']:.1%} same top-1",
+            f"{counted(match['max_abs_difference_in_steps'], 'step')} apart"
+            + ("" if match["top1"] is None else f"; {match['top1']:.1%} same top-1"),
         ),
     )
+
+
+def _agreement(found: Plain) -> dict[str, str]:
+    where = f"on {found['count']} held-out synthetic images"
+    if found["top1"] is not None:
+        detail = f"same top-1 as float {where}, {number(found['sqnr_db'])} dB"
+        return {"value": f"{found['top1']:.1%}", "detail": detail}
+    each = ", ".join(f"{name} {number(ratio)}" for name, ratio in found["outputs"].items())
+    return {"value": f"{number(found['sqnr_db'])} dB", "detail": f"in the worst of the outputs {where}: {each}"}
 
 
 def _latency(report: Plain) -> tuple[Fact, ...]:

@@ -68,13 +68,15 @@ class Latency:
 class Agreement:
     """How the written file predicts beside the float network, on held-out synthetic images.
 
-    broken: why the answers are nonsense, where they are.
+    broken: why the answers are nonsense, where they are. outputs: the SQNR of each of several outputs, by name; top1 is
+    None then, and sqnr_db that of the worst.
     """
 
-    top1: float
+    top1: float | None
     sqnr_db: float
     count: int
     broken: str | None = None
+    outputs: dict[str, float] | None = None
     meaning: str = AGREEMENT_MEANING
 
 

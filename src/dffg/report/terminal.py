@@ -17,7 +17,7 @@ from dffg.evaluation.metrics import Accuracy
 from dffg.inspection import Inspection
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
-from dffg.report.result import Images, Latency, Layer, Result
+from dffg.report.result import Agreement, Images, Latency, Layer, Result
 
 
 def render(result: Result) -> RenderableType:
@@ -44,6 +44,16 @@ def _describe_latency(latency: Latency) -> str:
     )
 
 
+def _same_top1(share: float | None) -> str:
+    return "" if share is None else f"; {share:.1%} same top-1"
+
+
+def _describe_agreement(found: Agreement) -> str:
+    if found.outputs is None:
+        return f"{found.top1:.1%} top-1, {found.sqnr_db:.1f} dB on {found.count}"
+    return ", ".join(f"{name} {ratio:.1f} dB" for name, ratio in found.outputs.items()) + f" on {found.count}"
+
+
 def describe_accuracy(accuracy: Accuracy) -> str:
     """Accuracy with its drop, standard error and sample size in one line."""
     return (
@@ -64,12 +74,9 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         (
             "simulation",
             f"{match.equal_share:.3%} of integers equal in the worst layer, at most "
-            f"{match.max_abs_difference_in_steps} step apart; {match.top1:.1%} same top-1",
+            f"{match.max_abs_difference_in_steps} step apart" + _same_top1(match.top1),
         ),
-        (
-            "agreement",
-            f"{result.agreement.top1:.1%} top-1, {result.agreement.sqnr_db:.1f} dB on {result.agreement.count}",
-        ),
+        ("agreement", _describe_agreement(result.agreement)),
         ("", result.agreement.meaning),
     ]
     if result.accuracy is not None:
