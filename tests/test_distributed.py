@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dffg import distributed
-from dffg.captured import from_bytes, to_bytes
+from dffg.captured import capture, from_bytes, to_bytes
 from dffg.checkpoint import Checkpoint
 from dffg.config import SynthesisConfig
 from dffg.distributed import Workers, ray_workers
@@ -30,6 +30,7 @@ from tests import test_cli
 from tests.networks import NETWORKS, captured
 from tests.test_checkpoint import StopError, stop_after
 from tests.test_cli import MODULE, ROOT, run
+from tests.test_ends import SPEC, detector
 
 here = test_cli.here  # the fixture
 CONFIG = SynthesisConfig(count=70, batch_size=4, steps=8)
@@ -61,6 +62,12 @@ def ray():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_that_was_sent_makes_the_same_images(name: str) -> None:
     network, config = captured(name), SynthesisConfig(count=8, batch_size=4, steps=4)
+    arrived = from_bytes(to_bytes(network), network.spec)
+    assert same(synthesize_set(network, config), synthesize_set(arrived, config))
+
+
+def test_a_network_of_several_inputs_and_outputs_is_sent_too() -> None:
+    network, config = capture(detector(), spec=SPEC), SynthesisConfig(count=8, batch_size=4, steps=4)
     arrived = from_bytes(to_bytes(network), network.spec)
     assert same(synthesize_set(network, config), synthesize_set(arrived, config))
 

@@ -32,7 +32,7 @@ def _run_input(joined: Tensor, name: str, start: int, shape: list[int]) -> Tenso
 
 
 def _run_join(outputs: list[Tensor], names: list[str], widths: list[int]) -> Tensor:
-    return torch.cat([output.reshape(len(output), -1).to(torch.float32) for output in outputs], 1)
+    return torch.cat([output.reshape(output.shape[0], -1).to(torch.float32) for output in outputs], 1)
 
 
 _library.impl("input", _run_input, "CompositeImplicitAutograd")
