@@ -299,7 +299,7 @@ def test_real_data_can_take_the_place_of_synthesis(here, labelled):
 
 
 def test_a_file_that_fails_verification_is_written_with_exit_code_3(here, monkeypatch):
-    import dffg.pipeline
+    import dffg.verify
 
     bad = SimulationMatch(
         top1=0.5,
@@ -310,7 +310,7 @@ def test_a_file_that_fails_verification_is_written_with_exit_code_3(here, monkey
         unwatched_noise=0.0,
         count=16,
     )
-    monkeypatch.setattr(dffg.pipeline, "match_simulation", lambda *_arguments: bad)
+    monkeypatch.setattr(dffg.verify, "match_simulation", lambda *_arguments: bad)
     ended = run("quantize", *TINY, "--out", here / "unverified", *QUICK, "--json")
     assert ended.code == 3
     assert "verification failed: the runtime disagrees with the simulation" in ended.err
@@ -319,12 +319,12 @@ def test_a_file_that_fails_verification_is_written_with_exit_code_3(here, monkey
 
 
 def test_nothing_is_left_when_the_run_is_interrupted_while_writing(here, monkeypatch):
-    import dffg.pipeline
+    import dffg.verify
 
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dffg.pipeline, "match_simulation", interrupted)
+    monkeypatch.setattr(dffg.verify, "match_simulation", interrupted)
     before = sorted(here.iterdir())
     ended = run("quantize", *TINY, "--out", here / "interrupted", *QUICK)
     assert ended.code == 130

@@ -265,10 +265,10 @@ def test_accuracy_of_several_outputs_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_output_of_noise_is_broken() -> None:
-    from dffg.pipeline import _agreement
+    from dffg.verify import agreement_of
 
     expected = np.array([[100.0, 1.0], [50.0, -1.0]], np.float32)
     parts = {"large": slice(0, 1), "small": slice(1, 2)}
-    found = _agreement(expected, expected * np.array([1.001, -1.0], np.float32), parts)
+    found = agreement_of(expected, expected * np.array([1.001, -1.0], np.float32), parts)
     assert found.broken == "its output small has as much noise as signal"
     assert found.outputs == pytest.approx({"large": 60, "small": -20 * math.log10(2)}, abs=0.01)

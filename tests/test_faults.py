@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-import dffg.pipeline
+import dffg.run
 from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, OutputError
@@ -105,7 +105,7 @@ def test_unfinished_work_of_another_network_is_refused(stopped: Path) -> None:
 
 
 def test_unfinished_work_of_another_version_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dffg.pipeline, "package_version", lambda name: "99.0")
+    monkeypatch.setattr(dffg.run, "package_version", lambda name: "99.0")
     with pytest.raises(OutputError, match=r"dffg was 0\.1\.0 and is 99\.0"):
         run(stopped)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,61 +13,42 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dffg.captured import Captured, capture
-from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
+from dffg.checkpoint import Checkpoint
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.ends import columns
-from dffg.errors import DffgError, InputError, OutputError
+from dffg.errors import InputError
 from dffg.evaluation.data import Data
-from dffg.evaluation.metrics import Accuracy, Score, agreement, compare, score, sqnr_db, why_broken
-from dffg.export.packing import MOST_PACKED_BITS
-from dffg.export.runtime import Runtime, latency_ms
+from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for, runtime_of
-from dffg.export.verification import layer_sqnr_db, match_simulation
 from dffg.fold import fold_batch_norms
 from dffg.images import Array, ImageSpec, SyntheticSet
-from dffg.output import (
-    check_directory,
-    claimed,
-    file_hash,
-    staged_directory,
-    temporary_beside,
-    unfinished_directory,
-)
+from dffg.output import file_hash, staged_directory, temporary_beside
 from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.placement import prepare
-from dffg.quant.simulate import Decided, Quantized, decide, prepare_float
+from dffg.quant.simulate import Decided, decide, prepare_float
 from dffg.quant.stored import load_parameters, save_parameters, tensors_of
 from dffg.report.command import python_call
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.html import render_page
+from dffg.report.notes import equalization_notes, memory_notes, width_notes
 from dffg.report.result import (
     IMAGES_FILE,
     PAGE_FILE,
     PARAMETERS_FILE,
     REPORT_FILE,
-    Agreement,
     Images,
-    Latency,
-    Layer,
     Report,
     Result,
-    Seconds,
-    find_problems,
     load_report,
 )
+from dffg.run import SHOWN_DIGITS, Clock, Run, StageCallback, describe_work, place, unfinished_work
 from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
-from dffg.targets import Target
+from dffg.verify import accuracy_of, verify
 
 if TYPE_CHECKING:
     from dffg.distributed import Workers
 
 _HELD_OUT_SEED_OFFSET = 1_000_003
-_VERIFIED_BATCH = 16
-# Input values on which the simulation is compared with the runtime: 16 pictures of 224 pixels, or more smaller ones.
-_SIMULATED_VALUES = 16 * 3 * 224 * 224
-_SHOWN_DIGITS = 12
-
-StageCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +58,6 @@ class Calibration:
     inputs: Array
     made: SyntheticSet | None
     description: Images
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What every run has: the network, where its result goes, and who listens."""
-
-    captured: Captured
-    out: Path
-    name: str
-    command: str
-    notes: tuple[str, ...]
-    evaluation: Data | None
-    clock: _Clock
-    progress: ProgressCallback | None
-    learning_progress: LearningCallback | None
-    work: dict[str, str]
-    memory_limit: int | None = None
-    workers: Workers | None = None
-
-    def kept(self, *decisive: Any) -> Checkpoint:
-        """Where long work keeps what it has done until the result is written. decisive: what decides how it goes."""
-        return Checkpoint(unfinished_directory(self.out), fingerprint(*decisive), self.work)
 
 
 def quantize(
@@ -141,13 +98,13 @@ def quantize(
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     runtime_of(quantization.target)
-    clock = _Clock(on_stage)
-    with _place(Path(out), force):
+    clock = Clock(on_stage)
+    with place(Path(out), force):
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
         _refuse_accuracy(captured, evaluation)
         source = "real" if calibration is not None else "synthetic"
-        run = _Run(
+        run = Run(
             captured=captured,
             out=Path(out),
             name=name or captured.name,
@@ -157,16 +114,16 @@ def quantize(
             clock=clock,
             progress=progress,
             learning_progress=learning_progress,
-            work=_describe_work(captured, synthesis, quantization, learning, data=source),
+            work=describe_work(captured, synthesis, quantization, learning, data=source),
             memory_limit=memory_limit,
             workers=workers,
         )
-        with _unfinished_work(run, force):
+        with unfinished_work(run, force):
             return _quantize(run, synthesis, quantization, learning, calibration)
 
 
 def _quantize(
-    run: _Run,
+    run: Run,
     synthesis: SynthesisConfig,
     quantization: QuantizationConfig,
     learning: LearningConfig,
@@ -213,8 +170,8 @@ def finetune(
     """
     given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
     command = command or python_call("finetune", quantized, out, steps=steps, **given)
-    clock = _Clock(on_stage)
-    with _place(Path(out), force):
+    clock = Clock(on_stage)
+    with place(Path(out), force):
         earlier = load_report(Path(quantized) / REPORT_FILE)
         quantization = replace(earlier.quantization, target=target or earlier.quantization.target)
         runtime_of(quantization.target)
@@ -222,8 +179,8 @@ def finetune(
             captured = _captured(model, spec, input_shape, name)
         _refuse_accuracy(captured, evaluation)
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
-        start = file_hash(Path(quantized) / REPORT_FILE)[:_SHOWN_DIGITS]
-        run = _Run(
+        start = file_hash(Path(quantized) / REPORT_FILE)[:SHOWN_DIGITS]
+        run = Run(
             captured=captured,
             out=Path(out),
             name=name or captured.name,
@@ -233,14 +190,14 @@ def finetune(
             clock=clock,
             progress=progress,
             learning_progress=learning_progress,
-            work=_describe_work(captured, synthesis, quantization, start=start, steps=steps, images=images),
+            work=describe_work(captured, synthesis, quantization, start=start, steps=steps, images=images),
         )
-        with _unfinished_work(run, force):
+        with unfinished_work(run, force):
             return _finetune(run, Path(quantized), earlier, quantization, synthesis, steps, images)
 
 
 def _finetune(
-    run: _Run,
+    run: Run,
     quantized: Path,
     earlier: Report,
     quantization: QuantizationConfig,
@@ -269,44 +226,6 @@ def _finetune(
     return _finish(run, decided, calibration, quantization, learning, synthesis)
 
 
-@contextmanager
-def _place(out: Path, force: bool) -> Iterator[None]:
-    """A directory that can be written, for this process alone."""
-    check_directory(out, force=force)
-    with claimed(out):
-        check_directory(out, force=force)  # another process may have written it just now
-        yield
-
-
-@contextmanager
-def _unfinished_work(run: _Run, force: bool) -> Iterator[None]:
-    """Go on from what was kept of the same work; work that cannot go on as asked leaves nothing behind.
-
-    Work that is stopped, or for which the disk has no room, keeps what it has done.
-    """
-    refuse_other_work(unfinished_directory(run.out), run.work, anew=force)
-    try:
-        yield
-    except OutputError:
-        raise
-    except DffgError:
-        run.kept().remove()
-        raise
-
-
-def _describe_work(captured: Captured, *configs: Any, **others: Any) -> dict[str, str]:
-    """Everything that decides how long work goes, by the names of the options."""
-    decisive = {
-        "dffg": package_version("dffg"),
-        "torch": package_version("torch"),
-        "the network": fingerprint(captured.module, captured.spec)[:_SHOWN_DIGITS],
-        **others,
-    }
-    for config in configs:
-        decisive |= asdict(config)
-    return {name: str(value) for name, value in decisive.items()}
-
-
 def _refuse_accuracy(captured: Captured, evaluation: Data | None) -> None:
     if evaluation is not None and columns(captured.module):
         raise InputError("top-1 is not defined for a network with several outputs; leave --eval out.")
@@ -322,7 +241,7 @@ def _captured(
 
 
 def _finish(
-    run: _Run,
+    run: Run,
     decided: Decided,
     images: Calibration,
     quantization: QuantizationConfig,
@@ -342,11 +261,11 @@ def _finish(
             _save_images(images, captured.spec, staging / IMAGES_FILE)
             save_parameters(decided.parameters, staging / PARAMETERS_FILE)
         with clock.stage("verify"):
-            facts = _verify(runtime, quantized, written, reference, held_out)
+            facts = verify(runtime, quantized, written, reference, held_out)
         accuracy = None
         if run.evaluation is not None:
             with clock.stage("evaluation"):
-                accuracy = _evaluate(runtime, written, reference, run.evaluation)
+                accuracy = accuracy_of(runtime, written, reference, run.evaluation)
         result = Result(
             model=run.name,
             scheme=quantization.label,
@@ -371,9 +290,9 @@ def _finish(
                 *run.notes,
                 *captured.notes,
                 *runtime.notes,
-                *_width_notes(quantized, quantization.runtime),
-                *_equalization_notes(decided),
-                *_memory_notes(images.made, synthesis),
+                *width_notes(quantized, quantization.runtime),
+                *equalization_notes(decided),
+                *memory_notes(images.made, synthesis),
             ),
             files={entry.name: file_hash(entry) for entry in sorted(staging.iterdir())},
             path=str(run.out),
@@ -406,7 +325,7 @@ def _images_beside(directory: Path, captured: Captured, earlier: Report, count: 
 
 
 def _calibration_images(
-    run: _Run, config: SynthesisConfig, data: Data | None, checkpoint: Checkpoint | None
+    run: Run, config: SynthesisConfig, data: Data | None, checkpoint: Checkpoint | None
 ) -> Calibration:
     captured = run.captured
     if data is not None:
@@ -433,7 +352,7 @@ def _calibration_images(
     return Calibration(inputs=made.inputs, made=made, description=description)
 
 
-def _learn(run: _Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:
+def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:
     inputs = torch.from_numpy(images.inputs)
     with run.clock.stage("learning"):
         start = decided.parameters
@@ -459,7 +378,7 @@ def _save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
         np.savez_compressed(path, features=images.inputs)
 
 
-def _held_out_images(run: _Run, config: SynthesisConfig) -> Tensor:
+def _held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
     """Images of another seed, never seen in calibration: those kept of one chain of ours, whatever calibrated."""
     if not config.is_fast_gradient:
         config = SynthesisConfig(count=config.count, seed=config.seed)
@@ -467,106 +386,3 @@ def _held_out_images(run: _Run, config: SynthesisConfig) -> Tensor:
     held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
     made = synthesize_set(run.captured, held_out, progress=run.progress, memory_limit=run.memory_limit)
     return torch.from_numpy(made.inputs)
-
-
-def _verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
-    kernels = runtime.count_kernels(written)
-    simulated = held_out[: max(1, _SIMULATED_VALUES // held_out[0].numel())]
-    match = match_simulation(quantized, written, simulated, runtime)
-    latency = _latency(runtime, reference, written, held_out[:1].numpy()) if runtime.is_timed else None
-    batches = [batch.numpy() for batch in torch.split(held_out, _VERIFIED_BATCH)]
-    expected, answer = (np.concatenate(list(runtime.run(path, batches))) for path in (reference, written))
-    agreed = _agreement(expected, answer, columns(quantized.module))
-    noise, layers = layer_sqnr_db(quantized, simulated), {layer.name: layer for layer in quantized.layers}
-    return {
-        "size_bytes": {"float": runtime.size_bytes(reference), "quantized": runtime.size_bytes(written)},
-        "kernels": kernels,
-        "latency_ms": latency,
-        "simulation_match": match,
-        "agreement": agreed,
-        "layers": tuple(
-            Layer(
-                name=name,
-                weight_bits=layers[name].weight_bits,
-                activation_bits=layers[name].activation_bits,
-                sqnr_db=ratio,
-                input_range=layers[name].input_range,
-            )
-            for name, ratio in noise.items()
-        ),
-        "problems": find_problems(kernels, latency, match, agreed),
-    }
-
-
-def _agreement(expected: Array, answer: Array, parts: dict[str, slice]) -> Agreement:
-    if not parts:
-        top1, ratio, broken = agreement(expected, answer), sqnr_db(expected, answer), why_broken(expected, answer)
-        return Agreement(top1=top1, sqnr_db=ratio, count=len(answer), broken=broken)
-    ratios = {name: sqnr_db(expected[:, part], answer[:, part]) for name, part in parts.items()}
-    worst = min(ratios, key=ratios.__getitem__)
-    broken = None
-    if not np.isfinite(answer).all():
-        broken = "it answers NaN or infinite values"
-    elif ratios[worst] <= 0:
-        broken = f"its output {worst} has as much noise as signal"
-    return Agreement(top1=None, sqnr_db=ratios[worst], count=len(answer), broken=broken, outputs=ratios)
-
-
-def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> Latency:
-    threads = torch.get_num_threads()
-    runs = {"float": runtime.open(reference, threads), "quantized": runtime.open(written, threads)}
-    return Latency(**latency_ms(runs, batch), batch=len(batch), threads=threads)
-
-
-def _width_notes(quantized: Quantized, target: Target) -> tuple[str, ...]:
-    """What fewer than 8 bits bring, and what they do not."""
-    notes = []
-    widths, packed = {layer.weight_bits for layer in quantized.layers}, MOST_PACKED_BITS if target.packs else 0
-    if any(bits <= packed for bits in widths):
-        notes.append("weights of 4 bits and fewer make a smaller file; the runtime computes in int8 all the same")
-    if any(packed < bits < 8 for bits in widths):
-        which = f"{packed + 1} to 7" if packed else "fewer than 8"
-        notes.append(f"weights of {which} bits are stored in 8: the file is neither smaller nor faster than at 8 bits")
-    if any(layer.activation_bits < 8 for layer in quantized.layers):
-        notes.append("activations of fewer than 8 bits are clipped and still 8 bits wide: this is not faster")
-    return tuple(notes)
-
-
-def _equalization_notes(decided: Decided) -> tuple[str, ...]:
-    if decided.equalized != "activations":
-        return ()
-    return ("the ranges of channels were evened out, which brings the answer nearer to the float network's",)
-
-
-def _memory_notes(made: SyntheticSet | None, asked: SynthesisConfig) -> tuple[str, ...]:
-    if made is None or made.config.batch_size == asked.batch_size:
-        return ()
-    size = made.config.batch_size
-    return (f"images were made {size} at a time in place of {asked.batch_size}, which fits into memory",)
-
-
-def _evaluate(runtime: Runtime, written: Path, reference: Path, data: Data) -> Accuracy:
-    assert data.labels is not None
-    expected, answer = (np.concatenate(list(runtime.run(path, data.batches()))) for path in (reference, written))
-    return compare(expected, answer, data.labels)
-
-
-class _Clock:
-    """Times the stages and tells the listener which one begins."""
-
-    def __init__(self, on_stage: StageCallback | None) -> None:
-        self._on_stage = on_stage or (lambda name: None)
-        self._started = time.perf_counter()
-        self._spent: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._on_stage(name)
-        started = time.perf_counter()
-        yield
-        self._spent[name] = time.perf_counter() - started
-
-    def seconds(self) -> Seconds:
-        spent = {name.replace("-", "_").replace(" ", "_"): seconds for name, seconds in self._spent.items()}
-        stages = [field.name for field in fields(Seconds) if field.name != "total"]
-        return Seconds(**{name: spent.get(name, 0.0) for name in stages}, total=time.perf_counter() - self._started)

@@ -13,7 +13,7 @@ from dffg.errors import InputError
 
 _BINS = 2048
 _CANDIDATES = 100
-_POSITIONS = 28 * 28
+_SAMPLED = 2**18
 
 
 class Histogram:
@@ -82,12 +82,11 @@ class Histogram:
 
 
 def _sample(values: Tensor) -> Tensor:
-    """Every n-th row and column of large maps, so that about `_POSITIONS` values of every image and channel are left.
+    """Every n-th row and column of large maps, so that at least `_SAMPLED` values of a batch are left.
 
     Counting all takes three times as long as the network that makes them.
     """
-    positions = values[0, 0].numel() if values.dim() > 2 else 1
-    step = max(1, int((positions / _POSITIONS) ** (1 / max(values.dim() - 2, 1))))
+    step = max(1, int((values.numel() / _SAMPLED) ** (1 / max(values.dim() - 2, 1))))
     for dim in range(2, values.dim()):
         values = values[(slice(None),) * dim + (slice(None, None, step),)]
     return values

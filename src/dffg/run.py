@@ -1,0 +1,110 @@
+"""One run of a long command: where its result goes, what it keeps until then, and how long every stage took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dffg.captured import Captured
+from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
+from dffg.errors import DffgError, OutputError
+from dffg.evaluation.data import Data
+from dffg.output import check_directory, claimed, unfinished_directory
+from dffg.quant.learning import LearningCallback
+from dffg.report.environment import package_version
+from dffg.report.result import Seconds
+from dffg.synthesis import ProgressCallback
+
+if TYPE_CHECKING:
+    from dffg.distributed import Workers
+
+SHOWN_DIGITS = 12
+
+StageCallback = Callable[[str], None]
+
+
+class Clock:
+    """Times the stages and tells the listener which one begins."""
+
+    def __init__(self, on_stage: StageCallback | None) -> None:
+        self._on_stage = on_stage or (lambda name: None)
+        self._started = time.perf_counter()
+        self._spent: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """What happens within is this stage."""
+        self._on_stage(name)
+        started = time.perf_counter()
+        yield
+        self._spent[name] = time.perf_counter() - started
+
+    def seconds(self) -> Seconds:
+        """How long every stage took, and all until now."""
+        spent = {name.replace("-", "_").replace(" ", "_"): seconds for name, seconds in self._spent.items()}
+        stages = [field.name for field in fields(Seconds) if field.name != "total"]
+        return Seconds(**{name: spent.get(name, 0.0) for name in stages}, total=time.perf_counter() - self._started)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every run has: the network, where its result goes, and who listens."""
+
+    captured: Captured
+    out: Path
+    name: str
+    command: str
+    notes: tuple[str, ...]
+    evaluation: Data | None
+    clock: Clock
+    progress: ProgressCallback | None
+    learning_progress: LearningCallback | None
+    work: dict[str, str]
+    memory_limit: int | None = None
+    workers: Workers | None = None
+
+    def kept(self, *decisive: Any) -> Checkpoint:
+        """Where long work keeps what it has done until the result is written. decisive: what decides how it goes."""
+        return Checkpoint(unfinished_directory(self.out), fingerprint(*decisive), self.work)
+
+
+@contextmanager
+def place(out: Path, force: bool) -> Iterator[None]:
+    """A directory that can be written, for this process alone."""
+    check_directory(out, force=force)
+    with claimed(out):
+        check_directory(out, force=force)  # another process may have written it just now
+        yield
+
+
+@contextmanager
+def unfinished_work(run: Run, force: bool) -> Iterator[None]:
+    """Go on from what was kept of the same work; work that cannot go on as asked leaves nothing behind.
+
+    Work that is stopped, or for which the disk has no room, keeps what it has done.
+    """
+    refuse_other_work(unfinished_directory(run.out), run.work, anew=force)
+    try:
+        yield
+    except OutputError:
+        raise
+    except DffgError:
+        run.kept().remove()
+        raise
+
+
+def describe_work(captured: Captured, *configs: Any, **others: Any) -> dict[str, str]:
+    """Everything that decides how long work goes, by the names of the options."""
+    decisive = {
+        "dffg": package_version("dffg"),
+        "torch": package_version("torch"),
+        "the network": fingerprint(captured.module, captured.spec)[:SHOWN_DIGITS],
+        **others,
+    }
+    for config in configs:
+        decisive |= asdict(config)
+    return {name: str(value) for name, value in decisive.items()}

@@ -1,0 +1,85 @@
+"""What is measured on a written file, in the runtime it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dffg.ends import columns
+from dffg.evaluation.data import Data
+from dffg.evaluation.metrics import Accuracy, agreement, compare, sqnr_db, why_broken
+from dffg.export.runtime import Runtime, latency_ms
+from dffg.export.verification import layer_sqnr_db, match_simulation
+from dffg.images import Array
+from dffg.quant.simulate import Quantized
+from dffg.report.result import Agreement, Latency, Layer, find_problems
+
+_BATCH = 16
+# Input values on which the simulation is compared with the runtime: 16 pictures of 224 pixels, or more smaller ones.
+_SIMULATED_VALUES = 16 * 3 * 224 * 224
+
+
+def verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
+    """The fields of a `Result` that a file decides: size, kernels, latency, agreement with simulation and float.
+
+    written, reference: the quantized file and the float one; held_out: (count, ...) network inputs that calibrated
+    nothing.
+    """
+    kernels = runtime.count_kernels(written)
+    simulated = held_out[: max(1, _SIMULATED_VALUES // held_out[0].numel())]
+    match = match_simulation(quantized, written, simulated, runtime)
+    latency = _latency(runtime, reference, written, held_out[:1].numpy()) if runtime.is_timed else None
+    batches = [batch.numpy() for batch in torch.split(held_out, _BATCH)]
+    expected, answer = (np.concatenate(list(runtime.run(path, batches))) for path in (reference, written))
+    agreed = agreement_of(expected, answer, columns(quantized.module))
+    noise, layers = layer_sqnr_db(quantized, simulated), {layer.name: layer for layer in quantized.layers}
+    return {
+        "size_bytes": {"float": runtime.size_bytes(reference), "quantized": runtime.size_bytes(written)},
+        "kernels": kernels,
+        "latency_ms": latency,
+        "simulation_match": match,
+        "agreement": agreed,
+        "layers": tuple(
+            Layer(
+                name=name,
+                weight_bits=layers[name].weight_bits,
+                activation_bits=layers[name].activation_bits,
+                sqnr_db=ratio,
+                input_range=layers[name].input_range,
+            )
+            for name, ratio in noise.items()
+        ),
+        "problems": find_problems(kernels, latency, match, agreed),
+    }
+
+
+def agreement_of(expected: Array, answer: Array, parts: dict[str, slice]) -> Agreement:
+    """Two answers beside each other; parts: the columns of every output, where there are several."""
+    if not parts:
+        top1, ratio, broken = agreement(expected, answer), sqnr_db(expected, answer), why_broken(expected, answer)
+        return Agreement(top1=top1, sqnr_db=ratio, count=len(answer), broken=broken)
+    ratios = {name: sqnr_db(expected[:, part], answer[:, part]) for name, part in parts.items()}
+    worst = min(ratios, key=ratios.__getitem__)
+    broken = None
+    if not np.isfinite(answer).all():
+        broken = "it answers NaN or infinite values"
+    elif ratios[worst] <= 0:
+        broken = f"its output {worst} has as much noise as signal"
+    return Agreement(top1=None, sqnr_db=ratios[worst], count=len(answer), broken=broken, outputs=ratios)
+
+
+def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> Latency:
+    threads = torch.get_num_threads()
+    runs = {"float": runtime.open(reference, threads), "quantized": runtime.open(written, threads)}
+    return Latency(**latency_ms(runs, batch), batch=len(batch), threads=threads)
+
+
+def accuracy_of(runtime: Runtime, written: Path, reference: Path, data: Data) -> Accuracy:
+    """Top-1 of the quantized file beside that of the float one, on labelled data."""
+    assert data.labels is not None
+    expected, answer = (np.concatenate(list(runtime.run(path, data.batches()))) for path in (reference, written))
+    return compare(expected, answer, data.labels)
