@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import dffg.pipeline  # noqa: F401 - loaded once: every run is forked from here
-from dffg.cli import main as dffg_main
+from dffg.cli.main import main as dffg_main
 from dffg.output import file_hash
 from dffg.quant import finetune
 from dffg.report.result import PAGE_FILE, REPORT_FILE

@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dffg.cli import main
+from dffg.cli.main import main
 from dffg.export.verification import SimulationMatch
 from dffg.images import ImageSpec, SyntheticSet
 
@@ -775,7 +775,7 @@ def test_import_is_cheap():
 def test_help_imports_nothing_heavy(arguments):
     code = """
 import sys
-from dffg.cli import main
+from dffg.cli.main import main
 try:
     main()
 except SystemExit as ended:
@@ -811,7 +811,7 @@ def on_a_terminal(folder: Path, *arguments: str, **variables: str) -> str:
     plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     environment = {**plain, "PYTHONPATH": path, "TERM": "xterm-256color", "COLUMNS": "100", **variables}
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", "from dffg.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from dffg.cli.main import main; main()", *arguments]
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=theirs) as process:
         os.close(theirs)
         written = b""
@@ -859,7 +859,7 @@ SYNTHESIS_THAT_TELLS = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import dffg.report.progress
-from dffg.cli import main
+from dffg.cli.main import main
 
 update = dffg.report.progress.ProgressView.update
 
@@ -916,7 +916,7 @@ def test_installed_command_works(here):
     (entry,) = entry_points(group="console_scripts", name="dffg")
     assert entry.load() is main
     ended = python(
-        "from dffg.cli import main; main()",
+        "from dffg.cli.main import main; main()",
         "quantize",
         f"{MODULE}:no_norm",
         *INPUT,
@@ -954,6 +954,6 @@ def test_the_printed_script_completes_options():
         "COMP_WORDS": "dffg quantize --bi",
         "COMP_CWORD": "2",
     }
-    command = [sys.executable, "-c", "from dffg.cli import main; import sys; sys.argv[0] = 'dffg'; main()"]
+    command = [sys.executable, "-c", "from dffg.cli.main import main; import sys; sys.argv[0] = 'dffg'; main()"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
     assert set(answer.split()) == {"plain,--bits", "plain,--bias-correction"}

@@ -52,8 +52,10 @@ def whole() -> SyntheticSet:
 def ray():
     """A cluster of four processors on this machine, whatever it has."""
     module = pytest.importorskip("ray", reason="Ray is missing; pip install 'dffg[ray]'")
-    with ray_workers(count=4):
-        yield module
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # what workers run is in this file
+        with ray_workers(count=4):
+            yield module
 
 
 # Without Ray

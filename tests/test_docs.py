@@ -75,7 +75,7 @@ def test_options_on_a_page_exist(page: str) -> None:
     """Also those of commands that are too long to run."""
     import click
 
-    from dffg.cli import cli
+    from dffg.cli.main import cli
 
     text = (ROOT / page).read_text(encoding="utf-8")
     for line in re.findall(r"^dffg (.*?)(?:  #.*|>.*)?$", text, flags=re.MULTILINE):

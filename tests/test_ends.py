@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from dffg import cli
 from dffg.captured import Captured, capture
+from dffg.cli import main as cli
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.ends import columns, join, split, split_ends
 from dffg.errors import CaptureError, InputError

@@ -216,7 +216,7 @@ def test_a_directory_that_is_removed_meanwhile(tmp_path: Path, whole: Result, st
 INTERRUPTED_IN = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from dffg.cli import main
+from dffg.cli.main import main
 import dffg.report.progress
 
 begin = dffg.report.progress.ProgressView.stage

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dffg.cli import quantize
+from dffg.cli.quantize import quantize
 from dffg.errors import InputError
 from dffg.jobs import Job, read_jobs
 from dffg.recipe import recipe_parameters
@@ -161,8 +161,9 @@ def test_impossible_options_are_refused_with_the_line_before_any_work(here: Path
 
 
 @pytest.mark.slow
-def test_jobs_run_as_tasks_of_ray(done: test_cli.Ended, here: Path) -> None:
+def test_jobs_run_as_tasks_of_ray(done: test_cli.Ended, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is missing; pip install 'dffg[ray]'")
+    monkeypatch.setenv("PYTHONPATH", str(test_cli.ROOT))  # the networks of these tests are made by others
     ended = run("batch", "jobs.yaml", "--out", "by-ray", "--ray", "--workers", "2")
     assert ended.code == 2, ended.err
     assert "the network has no BatchNorm" in ended.out

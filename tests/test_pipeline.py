@@ -16,7 +16,7 @@ import torch
 
 import dffg
 from dffg.captured import capture
-from dffg.cli import VERIFICATION_FAILED, _console, _show_result
+from dffg.cli.terminal import VERIFICATION_FAILED, console_for, show_result
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import OutputError
 from dffg.evaluation.data import load_data
@@ -260,6 +260,6 @@ def test_a_failed_verification_is_said_and_has_its_own_exit_code(
         simulation_match=dataclasses.replace(finished.simulation_match, equal_share=0.9),
         problems=("the runtime disagrees with the simulation",),
     )
-    assert _show_result(bad, _console(False, False), quiet=True, as_json=False) == VERIFICATION_FAILED
+    assert show_result(bad, console_for(False, False), quiet=True, as_json=False) == VERIFICATION_FAILED
     assert "verification failed: the runtime disagrees" in capsys.readouterr().err
-    assert _show_result(finished, _console(True, False), quiet=True, as_json=False) == 0
+    assert show_result(finished, console_for(True, False), quiet=True, as_json=False) == 0

@@ -56,6 +56,8 @@ GENERATOR_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 GENERATORS = tuple(GENERATOR_DEFAULTS)
 NOISES = ("noise", "uniform", "ones", "sigma-noise")
+# Whose statistics are those of the whole set, which one chain makes.
+JOINT = ("dgh",)
 # These keep images on the way, as ours does; the others keep what they end with.
 _KEEP_SNAPSHOTS = ("adam-snapshots",)
 RANGES = ("minmax", "percentile", "mse", "lp", "sigma")

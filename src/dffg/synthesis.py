@@ -16,7 +16,7 @@ from dffg.batch import fitting, is_out_of_memory
 from dffg.captured import Captured, from_bytes, to_bytes
 from dffg.chain import Visit, input_bounds
 from dffg.checkpoint import Checkpoint
-from dffg.config import NOISES, SynthesisConfig
+from dffg.config import JOINT, NOISES, SynthesisConfig
 from dffg.errors import InputError
 from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, concatenate
 from dffg.memory import physical_memory_bytes, reused_memory
@@ -282,6 +282,8 @@ def _deadline(config: SynthesisConfig) -> float:
 
 
 def _images_per_chain(config: SynthesisConfig) -> int:
+    if config.generator in JOINT:
+        return config.count
     return config.batch_size * snapshots_per_chain(config)
 
 

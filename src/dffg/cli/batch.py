@@ -1,0 +1,133 @@
+"""`dffg batch`: many networks by many schemes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dffg.cli.options import make, output_options, worker_options
+from dffg.cli.quantize import quantize
+from dffg.cli.terminal import TYPED, VERIFICATION_FAILED, console_for, progress_on, workers_for
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.errors import DffgError, InputError, StoppedError
+from dffg.recipe import recipe_parameters
+
+if TYPE_CHECKING:
+    from dffg.distributed import Workers
+    from dffg.jobs import Job
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the results' directories.")
+@worker_options
+@click.option("--trust", is_flag=True, help="Allow .pt2 files with pickled content, which can run code.")
+@click.option("--force", is_flag=True, help="Make every result anew.")
+@output_options
+def batch(
+    file: Path, out: Path, ray: str | None, workers: int | None, quiet: bool, as_json: bool, **flags: bool
+) -> int:
+    """Quantize many networks by many schemes, as FILE (YAML) says; what is there already is not made again."""
+    from dffg.jobs import read_jobs
+    from dffg.report.terminal import render_batch
+
+    known, flags = dict(recipe_parameters(quantize)), {name: flags[name] for name in ("trust", "force")}
+    jobs = {job.name: _job_command(job, known, out, flags["trust"]) for job in read_jobs(file, known)}
+    missing = {name: command for name, command in jobs.items() if flags["force"] or not _is_there(out / name, command)}
+    console = console_for(quiet, as_json)
+    with progress_on(console) as view, workers_for(ray, workers, view) as elsewhere:
+        failures = _run_jobs(missing, flags["force"], elsewhere, view)
+    found = _summarize(out, jobs, failures)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif not quiet:
+        console.print(render_batch(found, out))
+    if failures:
+        click.echo(f"dffg: {len(failures)} of {len(jobs)} jobs failed; the same command tries them again.", err=True)
+        return DffgError.exit_code
+    return 0 if all(run["verified"] for run in found["runs"]) else VERIFICATION_FAILED
+
+
+def _job_command(job: Job, known: dict[str, click.Parameter], out: Path, trust: bool) -> list[str]:
+    """What to type for one job, after all its options are found to be possible."""
+    arguments = [*job.arguments(known), *["--trust"] * trust, "--out", str(out / job.name)]
+    try:
+        values = quantize.make_context("quantize", list(arguments)).params
+        quantization = make(QuantizationConfig, values)
+        make(LearningConfig, values).completed(quantization)
+        make(SynthesisConfig, values)
+    except (InputError, click.ClickException) as error:
+        raise InputError(
+            f"{job.place}: {error.message if isinstance(error, click.ClickException) else error}"
+        ) from error
+    return arguments
+
+
+def _is_there(directory: Path, command: list[str]) -> bool:
+    """Whether a job's result is there. Raises InputError where that of another job is in its place."""
+    from dffg.report.result import REPORT_FILE, read_report
+
+    if not (directory / REPORT_FILE).exists():
+        return False
+    earlier = shlex.split(read_report(directory / REPORT_FILE)["command"])
+    if earlier[2:-1] != command[:-1]:  # the last is its place, which may be written otherwise
+        raise InputError(
+            f"{directory} holds the result of another job: {shlex.join(earlier)}. Name the job otherwise, remove the "
+            "directory, or make all results anew with --force."
+        )
+    return True
+
+
+def _run_jobs(jobs: dict[str, list[str]], force: bool, workers: Workers | None, view: Any) -> dict[str, str]:
+    """Run all; why some failed, by name."""
+    failures: dict[str, str] = {}
+    items = [(name, command, force) for name, command in jobs.items()]
+    if workers is None:
+        for index, item in enumerate(items, 1):
+            view.stage(f"{index}/{len(items)} {item[0]}")
+            failures |= run_job(None, item)
+        return failures
+    view.stage(f"0/{len(items)} jobs done")
+    for index, finished in enumerate(workers.map(run_job, items, prepare=os.chdir, shared=os.getcwd()), 1):
+        view.stage(f"{index}/{len(items)} jobs done")
+        failures |= {finished.item[0]: str(finished.error)} if finished.error else finished.result()
+    return failures
+
+
+def run_job(_: None, item: tuple[str, list[str], bool]) -> dict[str, str]:
+    """One job in this process; its name and why it failed, if it did."""
+    name, command, force = item
+    try:
+        with quantize.make_context("quantize", [*command, "--quiet", *["--force"] * force]) as context:
+            context.meta[TYPED] = ["quantize", *command]
+            quantize.invoke(context)
+    except StoppedError:
+        raise
+    except click.ClickException as error:
+        return {name: error.message}
+    except Exception as error:  # whatever a network of the user raises, the other jobs go on
+        return {name: str(error) if isinstance(error, DffgError) else f"{type(error).__name__}: {error}"}
+    return {}
+
+
+def _summarize(out: Path, jobs: dict[str, list[str]], failures: dict[str, str]) -> dict[str, Any]:
+    """All results there are, also on the disk, and on a page where there are several."""
+    from dffg.output import staged_file
+    from dffg.report.comparison import run_of
+    from dffg.report.html import compare
+    from dffg.report.result import REPORT_FILE, read_report
+
+    reports = {name: read_report(out / name / REPORT_FILE) for name in jobs if name not in failures}
+    runs = [dataclasses.asdict(run_of(name, report)) for name, report in reports.items()]
+    found = {"runs": runs, "failures": [{"name": name, "error": error} for name, error in failures.items()]}
+    with staged_file(out / "batch.json") as staging:
+        staging.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if len(reports) > 1:
+        compare(reports, out / "batch.html")
+    return found

@@ -1,0 +1,76 @@
+"""The program: all commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import _thread
+import sys
+import threading
+
+import click
+
+from dffg.cli.batch import batch
+from dffg.cli.look import evaluate, inspect, report
+from dffg.cli.quantize import finetune, quantize
+from dffg.cli.recipes import recipe
+from dffg.cli.synthesize import synthesize
+from dffg.cli.terminal import INTERRUPTED
+from dffg.errors import DffgError
+
+_SOON = 0.05
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dffg")
+def cli() -> None:
+    """Data-free quantization: from a trained network to a verified file of 8 bits or fewer, without data.
+
+    MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx file.
+    """
+
+
+for _command in (quantize, finetune, synthesize, evaluate, inspect, report, batch, recipe):
+    cli.add_command(_command)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script by which SHELL completes commands and options; evaluate it when the shell starts."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "dffg", "_DFFG_COMPLETE").source())
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python drops an interruption that comes while it clears up an object; then the main thread gets another."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(_SOON, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def main() -> None:
+    """Entry point: run a command, turn errors into one message and an exit code."""
+    sys.unraisablehook = _interrupt_again
+    debug = "--debug" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except DffgError as error:
+        if debug:
+            raise
+        click.echo(f"dffg: {error}", err=True)
+        code = error.exit_code
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"dffg: {error}", err=True)
+        code = DffgError.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("dffg: interrupted; nothing was written.", err=True)
+        code = INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,85 @@
+"""The network that is named on the command line, its input, and data for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dffg.errors import InputError
+
+if TYPE_CHECKING:
+    from dffg.captured import Captured
+    from dffg.evaluation.data import Data
+    from dffg.images import ImageSpec
+    from dffg.models import Loaded
+
+
+def load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
+    """The network with its input as described, and notes for the report."""
+    from dffg.models import load_model
+
+    loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
+    spec = describe_input(loaded.spec, options)
+    given = loaded.spec is not None and loaded.spec.source != "default"
+    if given or options["mean"] or options["std"] or options["bounds"]:
+        return loaded, spec, (f"input normalization from {spec.source}", *loaded.notes)
+    note = "no --mean, --std or --bounds were given: assuming pixels in [0, 1] without normalization"
+    if not quiet:
+        click.echo(f"dffg: {note}", err=True)
+    return loaded, spec, (note, *loaded.notes)
+
+
+def describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
+    """What the network's source says, with what the user says on top; several inputs are separated by slashes."""
+    from dffg.images import JointSpec
+
+    names = ("input_shape", "mean", "std", "bounds")
+    given = {name: str(options[name]).split("/") for name in names if options.get(name)}
+    inputs = list(known.inputs) if isinstance(known, JointSpec) else [known] * max(map(len, given.values()), default=1)
+    for name, values in given.items():
+        if len(values) not in (1, len(inputs)) or (name == "input_shape" and len(values) != len(inputs)):
+            option = name.removesuffix("_shape")
+            raise InputError(f"--{option} says {len(values)} things, and there are {len(inputs)} inputs.")
+    specs = [
+        _describe_one_input(part, {name: values[index % len(values)] for name, values in given.items()})
+        for index, part in enumerate(inputs)
+    ]
+    return specs[0] if len(specs) == 1 else JointSpec.of(specs)
+
+
+def _describe_one_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
+    from dffg.images import ImageSpec, parse_bounds, parse_numbers, parse_shape
+
+    changes: dict[str, Any] = {}
+    for name, parse in (("mean", parse_numbers), ("std", parse_numbers), ("bounds", parse_bounds)):
+        if options.get(name):
+            changes[name] = parse(options[name])
+    if options.get("input_shape"):
+        changes["shape"] = parse_shape(options["input_shape"])
+    if known is None and "shape" not in changes:
+        raise InputError("the shape of the input is unknown; give it with --input, like --input 3x224x224.")
+    if changes.keys() - {"shape"}:
+        changes["source"] = "the command line"
+    if known is None:
+        return ImageSpec(**{"source": "default", **changes})
+    return dataclasses.replace(known, **changes)
+
+
+def data_at(path: Path | None, spec: ImageSpec, *, labelled: bool) -> Data | None:
+    """Real data of a path, where one is given."""
+    if path is None:
+        return None
+    from dffg.evaluation.data import load_data
+
+    return load_data(path, spec, labelled=labelled)
+
+
+def captured_from(loaded: Loaded, spec: ImageSpec, view: Any) -> Captured:
+    """The network as a graph."""
+    from dffg.captured import capture
+
+    view.stage("capture")
+    return capture(loaded.model, spec=spec, name=loaded.name)

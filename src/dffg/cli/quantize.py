@@ -1,0 +1,125 @@
+"""`dffg quantize` and `dffg finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dffg.cli.network import data_at, load
+from dffg.cli.options import config_options, memory_option, model_options, output_options, worker_options
+from dffg.cli.terminal import console_for, progress_on, says_what_is_kept, show_result, typed, workers_for
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.targets import TARGETS
+
+
+@click.command()
+@model_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Real data to calibrate with, in place of synthesis."
+)
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
+@memory_option
+@worker_options
+@click.option("--force", is_flag=True, help="Overwrite an earlier result.")
+@output_options
+@config_options(QuantizationConfig)
+@config_options(LearningConfig)
+@config_options(SynthesisConfig)
+def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Quantize MODEL without data; write a verified file with a report."""
+    from dffg.output import check_directory
+
+    console = console_for(quiet, as_json)
+    quantization, synthesis = options["QuantizationConfig"], options["SynthesisConfig"]
+    check_directory(out, force=force)
+    with progress_on(console) as view:
+        view.stage("load")
+        loaded, spec, notes = load(options, quiet)
+        calibration = data_at(options["calibration"], spec, labelled=False)
+        evaluation = data_at(options["evaluation"], spec, labelled=True)
+        from dffg.pipeline import quantize as run
+
+        with says_what_is_kept(out), workers_for(options["ray"], options["workers"], view) as workers:
+            result = run(
+                loaded.model,
+                out,
+                spec=spec,
+                synthesis=synthesis,
+                quantization=quantization,
+                learning=options["LearningConfig"],
+                calibration=calibration,
+                evaluation=evaluation,
+                memory_limit=options["memory_limit"],
+                workers=workers,
+                name=loaded.name,
+                command=typed(),
+                notes=notes,
+                force=force,
+                on_stage=view.stage,
+                progress=view.update,
+                learning_progress=view.update_learning,
+            )
+    return show_result(result, console, quiet, as_json)
+
+
+@click.command()
+@model_options
+@click.option(
+    "--from", "quantized", required=True, type=click.Path(path_type=Path), help="Directory that quantize has written."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of training.")
+@click.option(
+    "--images", type=click.IntRange(min=1), help="Images to learn from  [default: those that lie beside the network]"
+)
+@click.option("--target", type=click.Choice(list(TARGETS)), help="Runtime to write for  [default: the earlier one]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
+@click.option("--force", is_flag=True, help="Overwrite an earlier result.")
+@output_options
+def finetune(
+    quantized: Path,
+    out: Path,
+    steps: int,
+    images: int | None,
+    target: str | None,
+    seed: int,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Train a quantized MODEL on synthetic images, with its float network as the teacher."""
+    from dffg.output import check_directory
+
+    console = console_for(quiet, as_json)
+    check_directory(out, force=force)
+    with progress_on(console) as view:
+        view.stage("load")
+        loaded, spec, notes = load(options, quiet)
+        evaluation = data_at(options["evaluation"], spec, labelled=True)
+        from dffg.pipeline import finetune as run
+
+        with says_what_is_kept(out):
+            result = run(
+                loaded.model,
+                quantized,
+                out,
+                steps=steps,
+                images=images,
+                target=target,
+                spec=spec,
+                seed=seed,
+                evaluation=evaluation,
+                name=loaded.name,
+                command=typed(),
+                notes=notes,
+                force=force,
+                on_stage=view.stage,
+                progress=view.update,
+                learning_progress=view.update_learning,
+            )
+    return show_result(result, console, quiet, as_json)

@@ -1,0 +1,35 @@
+"""`dffg recipe`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import click
+
+from dffg.cli.options import make
+from dffg.cli.quantize import quantize
+from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.recipe import dump, recipe_parameters
+
+
+@click.group()
+def recipe() -> None:
+    """Options of a command in a YAML file, for --recipe."""
+
+
+def _optional(parameter: click.Parameter) -> click.Parameter:
+    changed = copy.copy(parameter)
+    changed.required = False
+    return changed
+
+
+@recipe.command(params=[_optional(parameter) for parameter in quantize.params])
+def show(**values: Any) -> None:
+    """Print a recipe: all options of quantize with the values they have beside those given here."""
+    quantization = make(QuantizationConfig, values)
+    learning = make(LearningConfig, values).completed(quantization)
+    for config in (quantization, learning, make(SynthesisConfig, values)):
+        values.update(dataclasses.asdict(config))
+    click.echo(dump({key: values[str(found.name)] for key, found in recipe_parameters(quantize)}), nl=False)

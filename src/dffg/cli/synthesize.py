@@ -1,0 +1,77 @@
+"""`dffg synthesize`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dffg.cli.network import captured_from, load
+from dffg.cli.options import config_options, memory_option, model_options, output_options, worker_options
+from dffg.cli.terminal import console_for, progress_on, workers_for
+from dffg.config import ArrayConfig, SynthesisConfig
+from dffg.errors import InputError
+from dffg.recipe import recipe_option
+
+if TYPE_CHECKING:
+    from dffg.images import SyntheticSet
+
+
+@click.command()
+@model_options
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write, .npz, .safetensors or .npy, or a folder of PNG files.",
+)
+@memory_option
+@worker_options
+@click.option("--force", is_flag=True, help="Overwrite an earlier result.")
+@recipe_option((), "Options from a YAML file.")
+@output_options
+@config_options(ArrayConfig)
+@config_options(SynthesisConfig)
+def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Make calibration images for MODEL and save them for any tool."""
+    from dffg.handover import check_array
+    from dffg.output import check_directory, check_file, claimed, staged_directory, staged_file
+
+    is_file, form = out.suffix in (".npz", ".safetensors", ".npy"), options["ArrayConfig"]
+    if out.suffix != ".npy" and form != ArrayConfig():
+        raise InputError(f"--layout and --values describe .npy files, and --out is {out}; leave them out.")
+    (check_file if is_file else check_directory)(out, force=force)
+    console = console_for(quiet, as_json)
+    with claimed(out), progress_on(console) as view:
+        view.stage("load")
+        loaded, spec, _ = load(options, quiet)
+        check_array(spec, form)
+        from dffg.synthesis import synthesize_set
+
+        captured = captured_from(loaded, spec, view)
+        config, limit = options["SynthesisConfig"], options["memory_limit"]
+        with workers_for(options["ray"], options["workers"], view) as workers:
+            view.stage("synthesis")
+            made = synthesize_set(captured, config, progress=view.update, memory_limit=limit, workers=workers)
+        with staged_file(out) if is_file else staged_directory(out) as target:
+            _save(made, target, form)
+    if as_json:
+        click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
+    elif not quiet:
+        losses = [snapshot.loss for snapshot in made.snapshots if snapshot.loss is not None]
+        walked = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+        click.echo(f"{len(made)} images{walked}: {out}")
+    return 0
+
+
+def _save(made: SyntheticSet, target: Path, form: ArrayConfig) -> None:
+    if target.suffix != ".npy":
+        made.save(target)
+        return
+    import numpy as np
+
+    from dffg.handover import array
+
+    np.save(target, array(made, form))
