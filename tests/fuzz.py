@@ -27,12 +27,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
+from dffg import recipe
 from dffg.checkpoint import Checkpoint, sealed
+from dffg.cli.quantize import quantize
 from dffg.config import Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
 from dffg.errors import DffgError
 from dffg.evaluation.data import load_data
 from dffg.fold import fold_batch_norms
 from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, parse_bounds, parse_numbers, parse_shape
+from dffg.jobs import read_jobs
 from dffg.models import load_weights
 from dffg.quant.placement import prepare
 from dffg.quant.simulate import decide
@@ -43,6 +46,7 @@ from tests.networks import captured, small_conv
 Parse = Callable[[Any], Any]
 SHAPE = (1, 2, 2)
 SPEC = ImageSpec(shape=SHAPE)
+KNOWN = dict(recipe.recipe_parameters(quantize))
 _numbers = st.one_of(
     st.integers().map(str),
     st.floats().map(repr),
@@ -184,6 +188,50 @@ _OPTIONS = st.fixed_dictionaries(
         "candidate_bits": _text(",", "2", "4", "8"),
     },
 )
+RECIPE = b"model: a.b:c\nbits: W4A8\nimages: 8\nmean: [0.5, 0.25, 1e-3]\nbounds: 0:1\n"
+JOBS = b"options: {images: 8}\nmodels: [a.b:c, {name: x, model: d.onnx}]\nschemes: [W8A8, {name: y, bits: W4A4}]\n"
+_YAML_WORDS = (
+    "model",
+    "models",
+    "jobs",
+    "schemes",
+    "name",
+    "options",
+    "bits",
+    "images",
+    "mean",
+    ": ",
+    "- ",
+    "\n",
+    "{",
+    "}",
+)
+_YAML_MARKS = (
+    "[",
+    "]",
+    ", ",
+    "  ",
+    "|",
+    ">",
+    "&a",
+    "*a",
+    "<<",
+    "!!python/name:os.getcwd",
+    "'",
+    '"',
+    "#",
+    "%",
+    "~",
+    "---",
+    "W4A8",
+)
+
+
+def _yaml(example: bytes) -> st.SearchStrategy[bytes]:
+    words = _text(*_YAML_WORDS, *_YAML_MARKS).map(lambda text: text.encode("utf-8", "replace"))
+    return _damaged(example) | words
+
+
 PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
     "bits": (_text("W", "A", "w", "a", "8", "4", "-", "W4A8"), Scheme.parse),
     "budget": (_text("size=", "bops=", "bits=", "latency", "x", "MB", "kB", ".", "-", "0.5", "4"), Budget.parse),
@@ -192,6 +240,8 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
     "deviations": (_text(",", ".", "-"), lambda text: ImageSpec(shape=(3, 2, 2), std=parse_numbers(text))),
     "bounds": (_text(":", ".", "-"), lambda text: ImageSpec(shape=(3, 2, 2), bounds=parse_bounds(text))),
     "options": (_OPTIONS, _configure),
+    "recipe.yaml": (_yaml(RECIPE), lambda content: recipe.read(_written("recipe.yaml", content), KNOWN)),
+    "jobs.yaml": (_yaml(JOBS), lambda content: read_jobs(_written("jobs.yaml", content), KNOWN)),
     "labels.csv": (
         _damaged(CSV)
         | _text("file", "label", ",", "\n", '"', "a.png").map(lambda text: text.encode("utf-8", "replace")),

@@ -182,7 +182,7 @@ def test_weights_come_first_in_a_scheme():
     assert (scheme.weight_bits, scheme.activation_bits) == (4, 8)
 
 
-@pytest.mark.parametrize("text", ["", "W8", "A8W8", "W8A8x", "int8", "W-8A8", "W8.0A8"])
+@pytest.mark.parametrize("text", ["", "W8", "A8W8", "W8A8x", "int8", "W-8A8", "W8.0A8", "W4A" + 5000 * "8"])
 def test_what_is_no_scheme_is_refused(text):
     with pytest.raises(InputError, match="W8A8"):
         Scheme.parse(text)
@@ -268,6 +268,7 @@ def test_mixed_bits_at_one_width_are_an_ordinary_configuration():
         ({"bits": "mixed"}, "bits mixed needs a budget"),
         ({"bits": "mixed", "budget": "all"}, "cannot read the budget 'all'"),
         ({"bits": "mixed", "budget": "bits=4", "candidate_bits": "2;4"}, "cannot read candidate_bits '2;4'"),
+        ({"bits": "mixed", "budget": "bits=4", "candidate_bits": 5000 * "8"}, "cannot read candidate_bits"),
         ({"bits": "mixed", "budget": "bits=4", "candidate_bits": "4,9"}, "9 bits are not supported"),
         ({"bits": "mixed", "budget": "bits=4", "activation_bits": 1}, "1 bits are not supported"),
         ({"bits": "mixed", "budget": "bits=4", "sensitivity": "guess"}, "choose one of kl, sqnr"),

@@ -27,8 +27,8 @@ FORBIDDEN = frozenset(
 )
 # What may call a loader that could unpickle, and with which argument.
 GUARDED = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
-# torch.export.load unpickles: behind `refuse_code` for files, and what this program has sent to its own workers. Modules
-# are imported by name: a factory, optional packages.
+# torch.export.load unpickles: behind `refuse_code` for files, and what this program has sent to its own workers.
+# Modules are imported by name: a factory, optional packages.
 ALLOWED = {
     "torch.export.load": ["captured.py", "torch_archive.py", "models.py"],
     "importlib.import_module": ["__init__.py", "distributed.py", "models.py", "models.py"],

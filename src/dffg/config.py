@@ -215,7 +215,7 @@ class Scheme:
     @classmethod
     def parse(cls, text: str) -> Scheme:
         """Read `W8A8`, in either case."""
-        match = re.fullmatch(r"[wW](\d+)[aA](\d+)", text.strip())
+        match = re.fullmatch(r"[wW](\d{1,4})[aA](\d{1,4})", text.strip())
         if match is None:
             raise InputError(f"cannot read bit widths {text!r}; write them like W8A8 (weights 8, activations 8).")
         return cls(int(match[1]), int(match[2]))
@@ -404,7 +404,7 @@ class QuantizationConfig:
         """Widths to choose from where bits are mixed, rising."""
         text = self.candidate_bits or ""
         _require(
-            re.fullmatch(r"\d+(,\d+)*", text) is not None,
+            re.fullmatch(r"\d{1,4}(,\d{1,4})*", text) is not None,
             f"cannot read candidate_bits {text!r}; write them like 2,4,8.",
         )
         return tuple(sorted(set(map(int, text.split(",")))))
