@@ -112,9 +112,10 @@ def run_step(networks: list[str], batch: int, size: int | None, threads: int, ro
 @main.command("targets")
 @click.option("--networks", default="efficientnet_lite0,mobilenet_v2", callback=_names, show_default=True)
 @click.option("--targets", "names", default=",".join(TARGETS), callback=_names, show_default=True)
-def run_targets(networks: list[str], names: list[str]) -> None:
+@click.option("--sources", default=",".join(targets.SOURCES), callback=_names, show_default=True)
+def run_targets(networks: list[str], names: list[str], sources: list[str]) -> None:
     """Every runtime that can be written for, on the same images."""
-    targets.run_suite(networks, names)
+    targets.run_suite(networks, sources, names)
 
 
 @main.command("ablation")

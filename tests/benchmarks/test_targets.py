@@ -3,9 +3,12 @@ from __future__ import annotations
 from benchmarks import records, targets
 
 
-def record(target: str, drop: float, latency: dict[str, float] | None) -> dict[str, object]:
+def record(target: str, drop: float, latency: dict[str, float] | None, source: str = "module") -> dict[str, object]:
     return {
         "network": "small",
+        "source": source,
+        "images_apart": 0.0001,
+        "top1_equal": 0.995,
         "target": target,
         "float_top1": 80.0,
         "count": 400,
@@ -24,9 +27,11 @@ def test_the_table_shows_the_newest_of_every_target(tmp_path, monkeypatch):
         record("openvino", 9.0, {"float": 1.0, "quantized": 1.0}),
         record("openvino", 0.5, {"float": 2.0, "quantized": 1.0}),
         record("tensorrt", 0.25, None),
+        record("openvino", 0.5, {"float": 2.0, "quantized": 1.0}, ".onnx"),
     ):
         records.append(targets.SUITE, entry)
     assert targets.targets_table().splitlines()[2:] == [
-        "| small (80.00 %, 400) | openvino | 0.50 | 0.25 | 3 of 4 | 4 -> 1 | 2.0 -> 1.0 |",
-        "| small (80.00 %, 400) | tensorrt | 0.25 | 0.25 | 3 of 4 | 4 -> 1 | not run here |",
+        "| small (80.00 %, 400) | module | openvino | 0.50 | 0.25 | 3 of 4 | 4 -> 1 | 2.0 -> 1.0 | - | - |",
+        "| small (80.00 %, 400) | module | tensorrt | 0.25 | 0.25 | 3 of 4 | 4 -> 1 | not run here | - | - |",
+        "| small (80.00 %, 400) | .onnx | openvino | 0.50 | 0.25 | 3 of 4 | 4 -> 1 | 2.0 -> 1.0 | 0.0001 | 99.5% |",
     ]
