@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import statistics
+from dataclasses import asdict
 
-import click
 import numpy as np
 import torch
 from tests.digits import SPEC, Digits, DigitsTransformer, train_digits
 
+from benchmarks import records
+from benchmarks.tables import latest, spread
 from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy, compare
 from dffg.quant.simulate import simulate
 from dffg.synthesis import synthesize_set
 
+SUITE = "patches"
 SOURCES = {"patches": "dffg", "real images": None, "uniform pixels": "uniform", "normal noise": "noise"}
 _IMAGES, _BATCH = 64, 16
 
 
 def run_suite(seeds: list[int], widths: list[str]) -> None:
-    """Print the rows of a table: every seed trains a network of its own."""
-    found: dict[tuple[str, str], list[Accuracy]] = {(bits, source): [] for bits in widths for source in SOURCES}
+    """Measure all sources of calibration; every seed trains a network of its own."""
     for seed in seeds:
         digits = train_digits(seed, DigitsTransformer)
         captured = capture(digits.model, spec=SPEC)
-        for bits, source in found:
-            found[bits, source].append(_measure(captured, digits, SOURCES[source], bits, seed))
-    for (bits, source), scores in found.items():
-        drops, apart = [score.drop_points for score in scores], [1000 * score.kl_to_float for score in scores]
-        float_top1 = statistics.mean(score.float_top1 for score in scores)
-        click.echo(f"| {bits} | {source} | {float_top1:.2f} % | {_spread(drops)} | {_spread(apart)} |")
+        for bits in widths:
+            for source, generator in SOURCES.items():
+                measured = asdict(_measure(captured, digits, generator, bits, seed))
+                records.append(SUITE, {"bits": bits, "source": source, "seed": seed, **measured})
+                print(bits, source, seed, measured, flush=True)
 
 
 def _measure(captured: Captured, digits: Digits, generator: str | None, bits: str, seed: int) -> Accuracy:
@@ -44,5 +44,12 @@ def _measure(captured: Captured, digits: Digits, generator: str | None, bits: st
     return compare(answers[0], answers[1], digits.labels)
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} +- {statistics.stdev(values):.2f}"
+def patches_table() -> str:
+    """Drop and divergence by widths and source, means and deviations over networks."""
+    results = latest(records.read(SUITE), ("bits", "source", "seed"))
+    lines = ["| widths | calibration | float top-1 | drop, points | KL to float x 1000 |", "|---|---|---|---|---|"]
+    for bits, source in dict.fromkeys((record["bits"], record["source"]) for record in results):
+        cell = [record for record in results if (record["bits"], record["source"]) == (bits, source)]
+        shown = spread(cell, "float_top1"), spread(cell, "drop_points"), spread(cell, "kl_to_float", 1000)
+        lines.append(f"| {bits} | {source} | {' | '.join(shown)} |")
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import arena_tables, figures, handover, lowbits_tables, mixed, scale, tables, targets
+from benchmarks import arena_tables, figures, handover, lowbits_tables, mixed, patches, scale, tables, targets
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lowbits_runtime": lowbits_tables.lowbits_runtime_table,
     "mixed": mixed.mixed_table,
     "handover": handover.handover_table,
+    "patches": patches.patches_table,
     "scale": scale.scale_table,
     "scale_simulated": scale.scale_simulated_table,
     "targets": targets.targets_table,

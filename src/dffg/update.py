@@ -54,8 +54,7 @@ def momentum_sign_step(
     ([-0.10000000149011612, 0.10000000149011612], [0.5, -1.5])
     """
     size = gradient.abs().flatten(1).mean(1).reshape(-1, *[1] * (gradient.dim() - 1))
-    direction = torch.where(size > 0, gradient / torch.where(size > 0, size, 1.0), 0.0)
-    velocity = decay * velocity + direction
+    velocity = decay * velocity + gradient / torch.where(size > 0, size, 1.0)
     return torch.clamp(images - step_size * velocity.sign(), *bounds), velocity
 
 
