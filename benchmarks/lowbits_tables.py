@@ -42,6 +42,22 @@ def lowbits_table() -> str:
     return "\n".join(lines)
 
 
+def lowbits_short_table() -> str:
+    """Drops with synthetic images, one column for every pair of widths; the standard deviation is over seeds."""
+    found = [record for record in results() if record["source"] == OURS]
+    head = " | ".join(lowbits.BITS)
+    lines = [f"| network (float top-1, images) | method | {head} |", f"|---|---|{'---|' * len(lowbits.BITS)}"]
+    for network in unique(found, "network"):
+        for method in (lowbits.RANGES, lowbits.ANALYTIC, lowbits.RECONSTRUCTION, lowbits.FINETUNING):
+            cells = [r for r in found if (r["network"], r["method"]) == (network, method)]
+            parts = [[r for r in cells if r["bits"] == bits] for bits in lowbits.BITS]
+            drops = [spread(part, "drop_points") if part else _NONE for part in parts]
+            if cells:
+                name = f"{network} ({cells[0]['float_top1']:.2f} %, {cells[0]['count']})"
+                lines.append(f"| {name} | {method} | {' | '.join(drops)} |")
+    return "\n".join(lines)
+
+
 def _row(network: str, bits: str, method: str, cell: Records) -> str:
     by_source = {source: [r for r in cell if r["source"] == source] for source in lowbits.SOURCES}
     drops = [spread(part, "drop_points") if part else _NONE for part in by_source.values()]

@@ -28,6 +28,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "arena_full": arena_tables.arena_full_table,
     "arena_claims": arena_tables.claims_table,
     "pareto": arena_tables.pareto_table,
+    "lowbits_short": lowbits_tables.lowbits_short_table,
     "lowbits": lowbits_tables.lowbits_table,
     "lowbits_runtime": lowbits_tables.lowbits_runtime_table,
     "mixed": mixed.mixed_table,

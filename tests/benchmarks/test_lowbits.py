@@ -46,3 +46,18 @@ def test_learning_is_nearer_to_float_than_ranges_and_its_seconds_add_up(small: s
 def test_a_network_without_steps_of_tuning_has_no_such_cell(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lowbits.BUDGETS, "small", lowbits.Budget(images=48, steps=5, tuning_steps=0))
     assert {cell["method"] for cell in run(small, sources=["dffg"])} == {*METHODS} - {"fine-tuning"}
+
+
+def test_the_short_table_has_a_column_for_every_pair_of_widths(monkeypatch):
+    def record(method, bits, drop, source="dffg"):
+        head = {"network": "net", "float_top1": 90.0, "count": 100}
+        return {**head, "method": method, "bits": bits, "drop_points": drop, "source": source}
+
+    found = [record("ranges", "W4A4", 1.0), record("ranges", "W4A4", 3.0), record("reconstruction", "W3A3", 4.0)]
+    monkeypatch.setattr(lowbits_tables, "results", lambda: [*found, record("ranges", "W4A4", 9.0, "noise")])
+    assert lowbits_tables.lowbits_short_table().splitlines() == [
+        "| network (float top-1, images) | method | W6A6 | W4A8 | W4A4 | W3A3 |",
+        "|---|---|---|---|---|---|",
+        "| net (90.00 %, 100) | ranges | - | - | 2.00 +- 1.41 | - |",
+        "| net (90.00 %, 100) | reconstruction | - | - | - | 4.00 |",
+    ]
