@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import lowbits, records
+from benchmarks import lowbits, lowbits_tables, records
 from tests.benchmarks.small import small_benchmark
 
 METHODS = list(lowbits.METHODS)
