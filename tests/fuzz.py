@@ -165,12 +165,15 @@ def _load_arrays(content: bytes) -> Any:
 
 def _configure(options: dict[str, Any]) -> Any:
     """Every option of the three configurations, in the types that the command line makes."""
+    errors = []
     for config in (SynthesisConfig, QuantizationConfig, LearningConfig):
         known = {name: value for name, value in options.items() if name in config.__dataclass_fields__}
         try:
             config(**known)
-        except DffgError:
-            continue
+        except DffgError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 _OPTIONS = st.fixed_dictionaries(

@@ -18,6 +18,8 @@ from dffg.images import Array, ImageSpec, JointSpec, Pixels, joined_name, read_n
 Labels = NDArray[np.int64]
 _LONGEST = 100
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# Truth values, whole numbers with and without sign, and floats, as numpy calls them.
+_NUMBERS = "biuf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +142,14 @@ def _load_npz(path: Path, spec: ImageSpec) -> Data:
         raise InputError(f"`labels` in {path} are {labels.dtype} of shape {labels.shape}; give one whole number each.")
     if labels is not None and len(labels) != len(source):
         raise InputError(f"{path} holds {len(source)} examples but {len(labels)} labels.")
-    inputs = source if source.dtype == np.uint8 else source.astype(np.float32)
+    inputs = source if source.dtype == np.uint8 else _numbers(source, "features", path)
     return Data(source=inputs, labels=None if labels is None else _labels(labels), spec=spec)
+
+
+def _numbers(values: NDArray[Any], name: str, path: Path) -> Array:
+    if values.dtype.kind not in _NUMBERS:
+        raise InputError(f"`{name}` in {path} is {values.dtype}; store numbers.")
+    return values.astype(np.float32)
 
 
 def _join(arrays: dict[str, NDArray[Any]], spec: JointSpec, path: Path) -> Array:
@@ -155,7 +163,9 @@ def _join(arrays: dict[str, NDArray[Any]], spec: JointSpec, path: Path) -> Array
                 f"{path} has {found} as {joined_name(index)}; the network takes {len(spec.inputs)} inputs, this one of "
                 f"shape {part.shape}, and as many examples of each."
             )
-        parts.append(part.from_uint8(values) if values.dtype == np.uint8 else values.astype(np.float32))
+        parts.append(
+            part.from_uint8(values) if values.dtype == np.uint8 else _numbers(values, joined_name(index), path)
+        )
     if len({len(values) for values in parts}) > 1:
         raise InputError(f"the inputs in {path} are not equally many: {[len(values) for values in parts]}.")
     return spec.join(parts)
