@@ -155,6 +155,8 @@ CSV = b"file,label\na.png,0\nb.png,1\n"
 def _load_labels(content: bytes) -> Any:
     folder = _folder() / "pictures"
     folder.mkdir(exist_ok=True)
+    for name in ("a.png", "b.png"):
+        (folder / name).touch()
     (folder / "labels.csv").write_bytes(content)
     return load_data(folder, SPEC, labelled=True)
 
