@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
-from dffg.checkpoint import Checkpoint, fingerprint
+from dffg.checkpoint import Checkpoint, fingerprint, sealed
 from dffg.config import FinetuneConfig, ReconstructionConfig, SynthesisConfig
 from dffg.graph import copy_module
 from dffg.images import ImageSpec
@@ -72,6 +74,15 @@ def test_states_of_other_work_and_damaged_files_are_not_found(kept, tmp_path):
 class Trap:
     def __reduce__(self):
         return print, ("this was run",)
+
+
+def test_a_file_without_a_state_is_not_found(kept, tmp_path):
+    kept.save("half", {})
+    content = io.BytesIO()
+    torch.save({"subject": "this"}, content)
+    (path,) = tmp_path.rglob("half.pt")
+    path.write_bytes(sealed(content.getvalue()))
+    assert Checkpoint(path.parent, "this").load("half") is None
 
 
 def test_a_file_that_would_run_code_is_not_read(kept, tmp_path, capsys):

@@ -66,7 +66,7 @@ class Checkpoint:
         except Exception:  # whatever a damaged file makes the reader raise
             return None
         known = isinstance(stored, dict) and stored.get("subject") == self._subject
-        return stored["state"] if known else None
+        return stored.get("state") if known else None
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Put a state of tensors, numbers and text in the place of the one before."""
