@@ -24,7 +24,7 @@ from dffg.quant.learning import learn
 from dffg.quant.simulate import decide
 from dffg.synthesis import synthesize_set
 from tests.networks import inputs
-from tests.random_networks import Conv, Norm, Plan, Pool, Shared, plans
+from tests.random_networks import Conv, Depthwise, Join, Norm, Plan, Pool, Shared, plans
 
 # Each takes the exporter to ONNX a second or more.
 NETWORKS = int(os.environ.get("DFFG_RANDOM_NETWORKS", "15"))
@@ -48,6 +48,16 @@ NOTHING_ABOVE_ZERO = Plan(
 )
 STRIDE_PAST_THE_INPUT = Plan(
     shape=(4, 3, 1), steps=(Conv(channels=3, kernel=2, stride=2),), head="two-layers", bits=(2, 3), learns=True
+)
+READS_NOTHING_BUT_PADDING = Plan(
+    shape=(3, 1, 1),
+    steps=(
+        Conv(channels=6, activation="none"),
+        Conv(channels=4, stride=2, padding=1, dilation=2, groups=5, norm=False, activation="none"),
+        *(Depthwise(stride=2, activation="none"), Join(left=6, right=4, concat=False, activations=("none", "none"))),
+    ),
+    bits=(2, 2),
+    learns=True,
 )
 
 
@@ -92,5 +102,6 @@ def check(plan: Plan) -> None:
 @example(TWO_NORMS)
 @example(NOTHING_ABOVE_ZERO)
 @example(STRIDE_PAST_THE_INPUT)
+@example(READS_NOTHING_BUT_PADDING)
 def test_random_networks_survive_everything(plan: Plan) -> None:
     check(plan)

@@ -146,6 +146,12 @@ def test_the_feature_error_is_relative_and_averaged_over_blocks():
     assert float(feature_error(expected, answer)) == pytest.approx((1 / 4 + 0) / 2)
 
 
+def test_a_block_that_gives_nothing_has_no_relative_error():
+    nothing, something = torch.zeros(2, 3), torch.ones(2, 3)
+    assert float(feature_error((nothing, something), (something, 2 * something))) == 1
+    assert float(feature_error((nothing,), (something,))) == 0
+
+
 def test_hard_examples_count_up_to_four_times():
     weights = relative_hardness(torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 26.0]))
     torch.testing.assert_close(weights, torch.tensor([0.0, 0.2, 0.2, 0.2, 0.2, 4.0]))

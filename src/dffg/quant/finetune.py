@@ -105,9 +105,9 @@ def _restore(
 
 
 def feature_error(expected: tuple[Tensor, ...], answer: tuple[Tensor, ...]) -> Tensor:
-    """Mean over blocks of the squared error relative to the float result."""
-    errors = [(a - e).square().mean() / e.square().mean() for e, a in zip(expected, answer)]
-    return torch.stack(errors).mean()
+    """Mean over blocks of the squared error relative to the float result; those whose result is 0 are left out."""
+    errors = [(a - e).square().mean() / e.square().mean() for e, a in zip(expected, answer) if e.any()]
+    return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
 def relative_hardness(apart: Tensor) -> Tensor:

@@ -143,12 +143,15 @@ def _learn(
     """Train a block for so many steps, or as many as there is time for; their number.
 
     A block that a quarter of that has not brought on is left as it was: high rates make it worse, and there is no more
-    to gain than the end of the schedule would take back.
+    to gain than the end of the schedule would take back. So is one whose float result is 0 everywhere: any error is
+    infinitely large beside it.
     """
+    power = target.square().mean()
+    if power == 0:
+        return 0
     learned.train()
     optimizer = learning_optimizer(learned, config.rates)
     first = {name: value.detach().clone() for name, value in learned.named_parameters()}
-    power = target.square().mean().clamp(min=1e-30)
     losses: list[float] = []
     tried, started = False, time.perf_counter()
     for iteration in range(config.iterations):
