@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -48,9 +49,7 @@ def measure(network: str, count: int, threads: int) -> dict[str, Any]:
 
 def exponent(counts: list[int], seconds: list[float]) -> float:
     """Slope of the straight line nearest to log seconds over log counts: 1 where time grows as the count does."""
-    x, y = [math.log(count) for count in counts], [math.log(value) for value in seconds]
-    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y)) / sum((a - middle_x) ** 2 for a in x)
+    return statistics.linear_regression(list(map(math.log, counts)), list(map(math.log, seconds))).slope
 
 
 def _peak_bytes() -> int:

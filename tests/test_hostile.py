@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -25,18 +24,9 @@ from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters
 from dffg.report.result import load_report
 from tests.networks import captured, small_conv
+from tests.test_models import Evil
 
 SPEC = ImageSpec(shape=(1, 2, 2))
-
-
-class Evil:
-    """Unpickling it makes a directory."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
 
 
 def saved_by_torch(evil: Evil) -> bytes:

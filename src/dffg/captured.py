@@ -187,7 +187,7 @@ def _export(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(quiet, given, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in given)), notes
+            return torch.export.export(quiet, given, dynamic_shapes=_DYNAMIC_BATCH * len(given)), notes
     except Exception as error:
         raise CaptureError(
             f"torch.export cannot capture this network: {first_line(error)}\nUsual causes are Python control flow on "
