@@ -27,12 +27,13 @@ from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
 from dffg.baselines import chain_of
 from dffg.captured import Captured, capture
-from dffg.chain import chain_generator, channels_last, gradient_of, start_from_noise
+from dffg.chain import chain_generator, channels_last, gradient_of
 from dffg.config import SynthesisConfig
 from dffg.fold import fold_batch_norms
 from dffg.graph import LINEAR, WEIGHTED, argument, calls
 from dffg.memory import reused_memory
 from dffg.objective import Objective
+from dffg.starts import start_from_noise
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 
 SUITE = "step"

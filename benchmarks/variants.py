@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from dffg.baselines.dgh import smooth
 from dffg.captured import Captured
-from dffg.chain import Method, input_bounds, start_from_noise
+from dffg.chain import Method
 from dffg.config import SynthesisConfig
 from dffg.images import ImageSpec
 from dffg.objective import distance
 from dffg.probe import LayerStatistics, Probe
-from dffg.update import Bounds, momentum_sign_step
+from dffg.starts import start_from_noise
+from dffg.update import Bounds, input_bounds, momentum_sign_step
 from dffg.variability import GradientAt, VariabilityOptions, input_diversity, none, random_view
 
 Replace = Callable[[Method, Captured, SynthesisConfig], Method]

@@ -318,8 +318,9 @@ def test_what_cannot_be_learned_with_is_refused(options, message):
 def test_images_to_learn_from_are_matched_exactly_and_without_views_unless_asked_otherwise():
     default = SynthesisConfig(count=64, seed=3)
     learning = default.for_learning(512)
-    assert (learning.count, learning.slack, learning.variability) == (512, 0.0, "none")
-    assert dataclasses.replace(learning, count=64, slack=default.slack, variability=default.variability) == default
+    assert (learning.count, learning.slack, learning.variability, learning.start) == (512, 0.0, "none", "pictures")
+    same = {name: getattr(default, name) for name in ("count", "slack", "variability", "start")}
+    assert dataclasses.replace(learning, **same) == default
     asked = SynthesisConfig(count=600, slack=0.1, variability="random-mask").for_learning(512)
     assert (asked.count, asked.slack, asked.variability) == (600, 0.1, "random-mask")
     assert SynthesisConfig(generator="zeroq").for_learning(512).slack is None

@@ -1,6 +1,6 @@
 """The main idea: walk noise downhill to what the network remembers, and keep the images passed on the way.
 
-    images   start as noise within the pixel bounds
+    images   start as noise within the pixel bounds, or as pictures of nothing                (starts.py)
     repeat   loss     = distance of the BatchNorm inputs from their running statistics      (objective.py)
                         without BatchNorm, how alike patches are                            (patches.py)
              gradient = d loss / d images, varied for diversity                             (variability.py)
@@ -22,13 +22,11 @@ from torch import Tensor
 
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
 from dffg.objective import Objective
 from dffg.patches import PatchObjective
-from dffg.update import Bounds, Step, momentum_sign_step, step_size_at
+from dffg.starts import STARTS, Start, start_from_noise
+from dffg.update import Step, input_bounds, momentum_sign_step, step_size_at
 from dffg.variability import VARIABILITIES, GradientAt, Transform, Variability, VariabilityOptions
-
-Start = Callable[[SynthesisConfig, ImageSpec, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +40,6 @@ class Visit:
     images: Tensor
     step: int
     loss: float | None
-
-
-def start_from_noise(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator) -> Tensor:
-    """Normal noise around the middle of the bounds, clipped to them."""
-    low, high = input_bounds(spec)
-    noise = torch.randn(config.batch_size, *spec.shape, generator=generator)
-    return torch.clamp((low + high) / 2 + config.start_std * (high - low) * noise, low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +57,7 @@ def method_of(captured: Captured, config: SynthesisConfig) -> Method:
     return Method(
         objective=_objective(captured, config),
         vary=VARIABILITIES[config.variability],
+        start=STARTS[config.start],
     )
 
 
@@ -116,12 +108,6 @@ def gradient_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
         return float(loss.detach()), gradient
 
     return gradient_at
-
-
-def input_bounds(spec: ImageSpec) -> Bounds:
-    """Lowest and highest legal network input as tensors that broadcast against a batch."""
-    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
-    return low, high
 
 
 def chain_generator(seed: int, chain: int) -> torch.Generator:

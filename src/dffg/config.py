@@ -14,6 +14,7 @@ from dffg.targets import ONNXRUNTIME, TARGETS, Target
 
 VARIABILITIES = ("none", "variance-tuning", "random-mask", "random-scale", "input-diversity")
 SCHEDULES = ("cosine", "linear", "constant")
+STARTS = ("noise", "pictures")
 STATISTICS = ("batch", "image")
 FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "batch_size": 16,
@@ -21,6 +22,7 @@ FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "decay": 0.7,
     "lookahead": False,
     "schedule": "cosine",
+    "start": "noise",
     "start_std": 0.25,
     "statistics": "batch",
     "slack": 0.2,
@@ -28,9 +30,9 @@ FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "variability_strength": 0.5,
     "variability_samples": 2,
 }
-# What differs where images are learned from and do not only set ranges: there, nearer to the statistics is better, and
-# views of an image teach what the network never sees.
-LEARNING_DEFAULTS: dict[str, Any] = {"slack": 0.0, "variability": "none"}
+# What differs where images are learned from and do not only set ranges: there, nearer to the statistics is better,
+# views of an image teach what the network never sees, and noise leaves its traces in what grows from it.
+LEARNING_DEFAULTS: dict[str, Any] = {"slack": 0.0, "variability": "none", "start": "pictures"}
 # The attacks as published, turned downhill: MI and NI never forget; VMI has 2 samples in place of 20, which would cost
 # 21 passes a step; DI flips and rolls besides. Step size, start and bounds are ours, and the loss, matched exactly.
 _ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "slack": 0.0, "variability": "none"}
@@ -128,6 +130,7 @@ class SynthesisConfig:
     decay: float = _tuned("decay", "Decay of the accumulated gradient; 0 is plain iterative FGSM.")
     lookahead: bool = _tuned("lookahead", "Take the gradient where the accumulated one leads (Nesterov).")
     schedule: str = _tuned("schedule", "How the step shrinks along a chain.", SCHEDULES)
+    start: str = _tuned("start", "What chains start from: noise, or shapes and clouds drawn at random.", STARTS)
     start_std: float = _tuned("start_std", "Standard deviation of the starting noise, as a fraction of the range.")
     statistics: str = _tuned("statistics", "Take activation statistics over the batch or per image.", STATISTICS)
     slack: float = _tuned("slack", "Errors of a statistic that cost nothing, in deviations of its channel.")

@@ -14,12 +14,13 @@ from torch import Tensor
 from dffg.baselines import chain_of
 from dffg.batch import fitting, is_out_of_memory
 from dffg.captured import Captured, from_bytes, to_bytes
-from dffg.chain import Visit, input_bounds
+from dffg.chain import Visit
 from dffg.checkpoint import Checkpoint
 from dffg.config import JOINT, NOISES, SynthesisConfig
 from dffg.errors import InputError
 from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, concatenate
 from dffg.memory import physical_memory_bytes, reused_memory
+from dffg.update import input_bounds
 
 if TYPE_CHECKING:
     from dffg.distributed import Workers

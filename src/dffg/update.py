@@ -1,4 +1,4 @@
-"""The step of the iteration: pure functions of images, gradient and velocity."""
+"""The step of the iteration, within the bounds of the input: pure functions of images, gradient and velocity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dffg.images import ImageSpec
+
 Bounds = tuple[Tensor, Tensor]
+
+
+def input_bounds(spec: ImageSpec) -> Bounds:
+    """Lowest and highest legal network input as tensors that broadcast against a batch."""
+    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
+    return low, high
 
 
 class Step(Protocol):

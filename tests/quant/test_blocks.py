@@ -16,9 +16,12 @@ def module_of(name):
     return prepare(fold_batch_norms(captured(name)))
 
 
-def sizes(model, shape=(3, 8, 8)):
-    module = prepare(fold_batch_norms(capture(randomize(model), spec=ImageSpec(shape=shape))))
-    return [len(block.layers) for block in find_blocks(module)]
+def blocks_of(model, shape=(3, 8, 8)):
+    return find_blocks(prepare(fold_batch_norms(capture(randomize(model), spec=ImageSpec(shape=shape)))))
+
+
+def sizes(model):
+    return [len(block.layers) for block in blocks_of(model)]
 
 
 def layer(channels, out, **options):
@@ -67,6 +70,23 @@ def test_a_shortcut_holds_its_layers_together():
     pair = Shortcut(layer(8, 8, kernel_size=3, padding=1), layer(8, 8, kernel_size=3, padding=1))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), pair, pair, head)) == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(6)])
+def test_a_block_ends_before_its_maps_are_pooled(pool):
+    head = nn.Sequential(layer(3, 8, kernel_size=3), pool, nn.Flatten())
+    *_, before, last = blocks_of(nn.Sequential(layer(3, 3, kernel_size=1), head, nn.Linear(8, 4)))
+    assert before.output.startswith("relu")
+    assert last.input == before.output
+    assert len(last.layers) == 1
+
+
+def test_pooling_of_parts_and_of_the_answer_joins_the_block_before():
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(layer(3, 8, kernel_size=3), nn.MaxPool2d(2), layer(8, 8, kernel_size=1), head)
+    first, last = blocks_of(network)
+    assert first.output.startswith("max_pool")
+    assert last.output.startswith(("view", "flatten", "reshape"))
 
 
 def test_an_inverted_residual_without_shortcut_is_one_block():

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from dffg.baselines.descent import descend
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last, input_bounds, start_from_noise
+from dffg.chain import Visit, chain_generator, channels_last
 from dffg.config import SynthesisConfig
 from dffg.objective import Objective
+from dffg.starts import start_from_noise
+from dffg.update import input_bounds
 
 
 def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterator[Visit]:

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from dffg.baselines.descent import descend
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last, input_bounds
+from dffg.chain import Visit, chain_generator, channels_last
 from dffg.config import SynthesisConfig
 from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
+from dffg.update import input_bounds
 
 FIRST_LAYER_WEIGHT = 10.0
 WIDEST_SMALL_PICTURE = 64

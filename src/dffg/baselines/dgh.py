@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last, input_bounds
+from dffg.chain import Visit, chain_generator, channels_last
 from dffg.config import SynthesisConfig
 from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
+from dffg.update import input_bounds
 
 LEARNING_RATE = 16.0
 PLATEAU_FACTOR, PLATEAUS, LOWEST_RATE = 0.5, 50, 1e-4

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, input_bounds
+from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
 from dffg.images import ImageSpec
+from dffg.update import input_bounds
 
 Draw = Callable[[tuple[int, ...], ImageSpec, torch.Generator], Tensor]
 

@@ -24,8 +24,10 @@ def find_blocks(module: fx.GraphModule) -> tuple[Block, ...]:
     """Residual blocks, inverted residuals and single layers, in order of execution, found by the edges of the graph.
 
     A node through which everything passes is a place to cut; between two such nodes lies a layer, or everything that a
-    shortcut spans. What has no layer joins the block before. A depthwise convolution is joined with the pointwise ones
-    around it: alone it has too little to learn, and the tensors beside it are the widest of the network.
+    shortcut spans. What has no layer joins the block before; but pooling of whole maps joins the next, because a block
+    would else learn from one number for every channel of an image, and fit that with far too many weights. A depthwise
+    convolution is joined with the pointwise ones around it: alone it has too little to learn, and the tensors beside
+    it are the widest of the network.
     """
     regions = _regions(module)
     merged: list[list[Block]] = []
@@ -49,9 +51,9 @@ def work_of(module: fx.GraphModule, block: Block) -> int:
 
 def _regions(module: fx.GraphModule) -> list[Block]:
     """Blocks before any are merged: what lies between two cuts."""
-    layers = {node.name for node in quantized_layers(module)}
+    layers, nodes = {node.name for node in quantized_layers(module)}, nodes_by_name(module)
     regions: list[Block] = []
-    start, inside = "", []
+    start, end, inside = "", "", []
     for node, is_cut in _cuts(module):
         if node.op == "placeholder":
             start = node.name
@@ -59,13 +61,23 @@ def _regions(module: fx.GraphModule) -> list[Block]:
         inside += [node.name] if node.name in layers else []
         if not is_cut:
             continue
+        end = node.name
         if inside:
-            regions.append(Block(input=start, output=node.name, layers=tuple(inside)))
-        elif regions:
-            regions[-1] = replace(regions[-1], output=node.name)
+            regions.append(Block(input=start, output=end, layers=tuple(inside)))
         # What comes before the first layer is computed together with it.
-        start, inside = (node.name, []) if regions else (start, inside)
+        elif not regions or _positions(nodes[start]) > _positions(node) == 1:
+            continue
+        else:
+            regions[-1] = replace(regions[-1], output=end)
+        start, inside = end, []
+    if regions:
+        regions[-1] = replace(regions[-1], output=end)
     return regions
+
+
+def _positions(node: fx.Node) -> int:
+    """Places in the map of one channel."""
+    return math.prod(node.meta["val"].shape[2:])
 
 
 def _cuts(module: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
