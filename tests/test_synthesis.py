@@ -12,9 +12,10 @@ from dffg import synthesis
 from dffg.baselines import chain_of
 from dffg.batch import bytes_per_image
 from dffg.captured import capture
-from dffg.chain import gradient_of, method_of, run_chain
+from dffg.chain import chain_generator, gradient_of, method_of, run_chain
 from dffg.config import VARIABILITIES, SynthesisConfig
 from dffg.images import ImageSpec
+from dffg.starts import start_from_pictures
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from dffg.synthesis import chains_needed, passes_per_chain, snapshots, synthesize, synthesize_set
 from tests.networks import captured, network, randomize, small_conv
@@ -132,6 +133,12 @@ def test_a_chain_is_the_plain_loop_of_its_formula(pictures, decay, slack):
     for image, other in zip(walked, expected, strict=True):
         # A pixel whose velocity is nearly 0 may turn the other way by rounding.
         assert (torch.isclose(image, other, atol=1e-5)).float().mean() > 0.99
+
+
+def test_a_chain_starts_where_the_configuration_says(pictures):
+    options = config(start="pictures", batch_size=4)
+    expected = start_from_pictures(options, SPEC, chain_generator(options.seed, 2))
+    assert torch.equal(next(run_chain(pictures, options, 2)).images, expected)
 
 
 def test_the_start_is_noise_around_the_middle_of_the_bounds():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -202,20 +203,16 @@ def test_the_work_of_a_block_is_what_it_computes():
 
 
 def test_bfloat16_learns_nearly_as_well():
+    """In the mean of three seeds, of which one is up to twice as good as another."""
     name = "inverted-residual"
     module, parameters = start(name)
-    errors = [
-        error(
-            name,
-            reconstruct(
-                module,
-                parameters,
-                images_of(name, 3),
-                ReconstructionConfig(iterations=150, batch_size=16, bfloat16=narrow),
-            ),
-            images_of(name, 4),
-        )
-        for narrow in (False, True)
-    ]
-    assert errors[1] < 1.3 * errors[0]
-    assert errors[0] != errors[1]
+
+    def errors(narrow):
+        configs = [replace(QUICK, bfloat16=narrow, seed=seed) for seed in range(3)]
+        learned = [reconstruct(module, parameters, images_of(name, 3), config) for config in configs]
+        return [error(name, result, images_of(name, 4)) for result in learned]
+
+    wide, narrow = errors(False), errors(True)
+    assert sum(narrow) < 2 * sum(wide)
+    assert sum(narrow) < 0.5 * 3 * error(name, parameters, images_of(name, 4))
+    assert wide != narrow
