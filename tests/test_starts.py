@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -8,6 +6,9 @@ from dffg.images import ImageSpec
 from dffg.starts import STARTS, dead_leaves, pink_noise, start_from_noise, start_from_pictures
 
 PICTURES = ImageSpec(shape=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+WIDE = ImageSpec(shape=(3, 32, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def generator(seed=0):
@@ -58,12 +59,38 @@ def test_leaves_have_edges_and_flat_parts():
     assert (steps - steps.mean()).pow(4).mean() / steps.var().square() > 8
 
 
-def test_leaves_cover_each_other_anywhere_in_the_picture():
-    """Means of quarters are alike: no place is preferred."""
-    pictures = dead_leaves(256, (1, 32, 32), generator())
-    quarters = pictures.unfold(2, 16, 16).unfold(3, 16, 16).mean((0, 1, 4, 5))
-    spread = pictures.mean((1, 2, 3)).std() / math.sqrt(256)
-    assert (quarters - 0.5).abs().max() < 6 * spread
+def test_no_part_of_a_leaf_is_quite_flat():
+    assert (dead_leaves(4, (3, 32, 32), generator()).diff(dim=-1) == 0).float().mean() < 1e-3
+
+
+def test_leaves_lie_anywhere_in_the_picture():
+    """In every quarter there are as many edges."""
+    edges = (dead_leaves(256, (1, 32, 32), generator()).diff(dim=-1).abs() > 0.2).float()[..., :30]
+    quarters = edges.unfold(2, 16, 16).unfold(3, 15, 15).mean((0, 1, 4, 5))
+    assert quarters.max() < 1.1 * quarters.min()
+
+
+def test_many_leaves_are_small_and_few_large():
+    """Runs of one gray along a row: short ones are many, and some are half as wide as the picture."""
+    flat = (dead_leaves(64, (1, 64, 64), generator()).diff(dim=-1).abs() < 0.1).reshape(-1, 63)
+    lengths = torch.tensor(
+        [len(run) for row in flat.tolist() for run in "".join(map("01".__getitem__, row)).split("0")]
+    )
+    assert 4 < lengths[lengths > 0].float().mean() < 10
+    assert 0.002 < (lengths > 32).float().mean() < 0.05
+
+
+def test_colors_are_mostly_gray():
+    """Channels of a picture share most of their variance, not all: 1 / (1 + 0.5^2)."""
+    for pictures in (dead_leaves(64, (3, 32, 32), generator()), start_from_pictures(config(), WIDE, generator())[8:]):
+        channels = pictures.transpose(0, 1).flatten(1)
+        assert torch.corrcoef(channels)[0, 1:].tolist() == pytest.approx([0.8, 0.8], abs=0.05)
+
+
+def test_pictures_lie_around_the_middle_of_the_bounds():
+    images = start_from_pictures(SynthesisConfig(batch_size=512), WIDE, generator())
+    assert images[:256].mean() == pytest.approx(0.5, abs=0.02)
+    assert images[256:].mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_half_of_the_pictures_are_leaves():

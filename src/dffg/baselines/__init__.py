@@ -2,7 +2,7 @@
 
 Every module has a `run_chain(captured, config, chain)` like `dffg.chain`, re-implemented from formulas, with its paper,
 its constants and where we differ in the docstring. The -fgsm family and dffg are settings of `dffg.chain`
-(`dffg.config.GENERATOR_DEFAULTS`).
+(`dffg.config.synthesis.GENERATOR_DEFAULTS`).
 """
 
 from __future__ import annotations
