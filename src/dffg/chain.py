@@ -80,6 +80,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
 
     Idea 2 and 4 of the paper meet here. The pass that yields the next gradient is also the one that scores the current
     images, so the last images of a chain are scored and no update is made for nothing: `steps` passes, `steps` images.
+    The last pass goes forward only.
     """
     method = method or method_of(captured, config)
     generator = chain_generator(config.seed, chain)
@@ -97,9 +98,11 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
     for step in range(config.steps):
         step_size = width * step_size_at(step, config.steps, config.step_size, config.schedule)
         ahead = torch.clamp(images - step_size * config.decay * velocity, *bounds) if config.lookahead else images
-        loss, gradient, variance = method.vary(gradient_of(method.objective), ahead, variance, options)
+        is_last = step == config.steps - 1
+        look = loss_of(method.objective) if is_last else gradient_of(method.objective)
+        loss, gradient, variance = method.vary(look, ahead, variance, options)
         yield Visit(images=images, step=step, loss=loss)
-        if step == config.steps - 1:
+        if is_last:
             return
         images, velocity = method.step(
             images, gradient, velocity, step_size=step_size, decay=config.decay, bounds=bounds
@@ -116,6 +119,16 @@ def gradient_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
         return float(loss.detach()), gradient
 
     return gradient_at
+
+
+def loss_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
+    """As `gradient_of` where no update follows: the loss alone, beside zeros."""
+
+    @torch.no_grad()
+    def loss_at(images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]:
+        return float(objective(images if transform is None else transform(images))), torch.zeros_like(images)
+
+    return loss_at
 
 
 def input_bounds(spec: ImageSpec) -> Bounds:

@@ -22,13 +22,14 @@ from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
 from dffg.captured import Captured
+from dffg.clipping import clipped, own_clips
 from dffg.fold import FoldRecord, fold_with_records
 from dffg.graph import CONVOLUTIONS, aten, calls, with_output
 from dffg.padding import absorb_padding
 from dffg.statistics import live_channels
 
 # What makes a new tensor of the gradient that it hands on, and hands it on to nobody else.
-_GRADIENT_MAKERS = (*CONVOLUTIONS, aten.hardtanh.default, aten.relu.default, aten.relu6.default, aten.silu.default)
+_GRADIENT_MAKERS = (*CONVOLUTIONS, aten.silu.default, clipped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class Probe:
         if change is not None:
             change(module)
         absorb_padding(module)
+        own_clips(module, _GRADIENT_MAKERS)
         measured = watch(module, [record.node for record in records])
         self._network = with_output(module, measured)
         self._whole = with_output(module, [*measured, answer])
