@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
+from dffg.device import HOST, channels_last
 from dffg.images import ImageSpec
 from dffg.objective import Objective
 from dffg.patches import PatchObjective
@@ -47,7 +48,7 @@ class Visit:
 def start_from_noise(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator) -> Tensor:
     """Normal noise around the middle of the bounds, clipped to them."""
     low, high = input_bounds(spec)
-    noise = torch.randn(config.batch_size, *spec.shape, generator=generator)
+    noise = torch.randn(config.batch_size, *spec.shape, generator=generator)  # on the CPU: the same for every device
     return torch.clamp((low + high) / 2 + config.start_std * (high - low) * noise, low, high)
 
 
@@ -84,7 +85,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
     """
     method = method or method_of(captured, config)
     generator = chain_generator(config.seed, chain)
-    bounds = low, high = input_bounds(captured.spec)
+    bounds = low, high = input_bounds(captured.spec, captured.device)
     width = high - low
     options = VariabilityOptions(
         strength=config.variability_strength,
@@ -93,7 +94,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
         are_pictures=captured.spec.is_pixels,
         generator=generator,
     )
-    images = channels_last(method.start(config, captured.spec, generator))
+    images = channels_last(method.start(config, captured.spec, generator).to(captured.device))
     velocity, variance = torch.zeros_like(images), torch.zeros_like(images)
     for step in range(config.steps):
         step_size = width * step_size_at(step, config.steps, config.step_size, config.schedule)
@@ -131,9 +132,9 @@ def loss_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
     return loss_at
 
 
-def input_bounds(spec: ImageSpec) -> Bounds:
+def input_bounds(spec: ImageSpec, device: torch.device = HOST) -> Bounds:
     """Lowest and highest legal network input as tensors that broadcast against a batch."""
-    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
+    low, high = (torch.from_numpy(bound).to(device) for bound in spec.input_bounds())
     return low, high
 
 
@@ -141,8 +142,3 @@ def chain_generator(seed: int, chain: int) -> torch.Generator:
     """Independent streams for neighboring seeds and chains."""
     mixed = torch.randint(2**62, (), generator=torch.Generator().manual_seed((seed << 20) + chain))
     return torch.Generator().manual_seed(int(mixed))
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Convolutions on the CPU are faster in this layout; the numbers' meaning does not change."""
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images

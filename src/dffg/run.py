@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dffg.captured import Captured
 from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
+from dffg.device import HOST
 from dffg.errors import DffgError, OutputError
 from dffg.evaluation.data import Data
 from dffg.output import check_directory, claimed, unfinished_directory
@@ -64,6 +67,7 @@ class Run:
     progress: ProgressCallback | None
     learning_progress: LearningCallback | None
     work: dict[str, str]
+    device: torch.device = HOST
     memory_limit: int | None = None
     workers: Workers | None = None
 
