@@ -56,11 +56,13 @@ def _is_input(node: fx.Node) -> bool:
     return node.op == "placeholder" or calls(node, INPUT)
 
 
-def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor]) -> dict[str, Histogram]:
+def observe(
+    module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor], *, exact: bool = True
+) -> dict[str, Histogram]:
     """Histogram of every named tensor over a stream of images, by a pass of its own, which should cost little.
 
-    Where the processor is made for bfloat16, the pass computes in it: its rounding moves a value by at most 0.4 %, and
-    ends of ranges lie 0.9 % apart. Networks to which it matters all the same are run in float.
+    exact: the values are those of the network in float. Else they are those in bfloat16 where that is fast and the
+    answer is nearly the same: rounding moves a value by at most 0.4 %, where ends of ranges are sought 0.9 % apart.
     """
     histograms = {name: Histogram() for name in names}
     module = copy_module(module)
@@ -75,7 +77,7 @@ def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tenso
     narrow: bool | None = None
     for batch in map(channels_last, images):
         if narrow is None:
-            narrow = bears_bfloat16(module, batch[:1])
+            narrow = not exact and bears_bfloat16(module, batch[:1])
         with torch.no_grad(), in_bfloat16(batch.device, narrow):
             interpreter.run(batch)
     if narrow is None:

@@ -13,7 +13,7 @@ from dffg.errors import InputError
 
 _BINS = 2048
 _CANDIDATES = 100
-_SAMPLED = 2**17
+_SAMPLED = 2**16
 
 
 class Histogram:
@@ -178,6 +178,9 @@ ACTIVATION_RANGES: dict[str, RangeFunction] = {
     "sigma": sigma_range,
 }
 
+# Whose ends are not values that were seen.
+SOUGHT = ("mse", "lp", "sigma")
+
 
 def minmax_weight_scale(weight: Tensor, bits: int, config: QuantizationConfig) -> Tensor:
     """Scale per output channel with which the largest weight is the largest integer."""
@@ -202,14 +205,16 @@ def lp_weight_scale(weight: Tensor, bits: int, config: QuantizationConfig) -> Te
 def _least_error_weight_scale(weight: Tensor, bits: int, norm: float) -> Tensor:
     flat = weight.flatten(1)
     widest = _largest_weight_scale(weight, bits)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     best_scale, best_error = widest.clone(), torch.full_like(widest, float("inf"))
+    error = torch.empty_like(flat)  # used again: fresh memory takes five times as long as the arithmetic
     for shrink in torch.linspace(1.0, 0.2, _CANDIDATES).tolist():
         scale = (widest * shrink).clamp(min=1e-30).unsqueeze(1)
-        levels = torch.round(flat / scale).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        error = (levels * scale - flat).abs().pow(norm).mean(1)
-        better = error < best_error
+        torch.div(flat, scale, out=error).round_().clamp_(low, high).mul_(scale).sub_(flat)
+        mean_error = error.abs_().pow_(norm).mean(1)
+        better = mean_error < best_error
         best_scale = torch.where(better, scale.squeeze(1), best_scale)
-        best_error = torch.where(better, error, best_error)
+        best_error = torch.where(better, mean_error, best_error)
     return best_scale
 
 
