@@ -27,8 +27,9 @@ from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
 from dffg.baselines import chain_of
 from dffg.captured import Captured, capture
-from dffg.chain import chain_generator, channels_last, gradient_of
+from dffg.chain import chain_generator, gradient_of
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.fold import fold_batch_norms
 from dffg.graph import LINEAR, WEIGHTED, argument, calls
 from dffg.memory import reused_memory

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import psutil
 import torch
 from torch import Tensor
 
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
+from dffg.device import free_bytes
 from dffg.errors import InputError
 
 _BYTES = 4
@@ -33,7 +33,7 @@ def fitting(captured: Captured, config: SynthesisConfig, limit: int | None = Non
 
     Raises `InputError` where even one image takes more.
     """
-    most = psutil.virtual_memory().available if limit is None else limit
+    most = free_bytes(captured.device) if limit is None else limit
     each = bytes_per_image(captured)
     if each > most:
         raise InputError(

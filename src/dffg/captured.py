@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_unflatten
 
+from dffg.device import HOST, device_of, moved
 from dffg.ends import columns, examples, inputs_of, join, join_inputs, join_outputs, split
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.graph import BATCH_NORM, aten, calls, fold_constants, is_stored, layer_name, optional_tensor, stored_tensor
@@ -63,6 +64,16 @@ class Captured:
     spec: ImageSpec
     name: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; what it is given must lie there."""
+        return device_of(self.module)
+
+    def on(self, device: torch.device) -> Captured:
+        """The same network on a device."""
+        module = moved(self.module, device)
+        return replace(self, module=module, batch_norms=find_batch_norms(module))
 
     @property
     def zero_variance_channels(self) -> int:
@@ -117,7 +128,9 @@ def to_bytes(captured: Captured) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example = torch.zeros(2, *captured.spec.shape)
-        torch.export.save(torch.export.export(captured.module, (example,), dynamic_shapes=_DYNAMIC_BATCH), archive)
+        torch.export.save(
+            torch.export.export(captured.on(HOST).module, (example,), dynamic_shapes=_DYNAMIC_BATCH), archive
+        )
     return archive.getvalue()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.objective import Objective
 from dffg.patches import PatchObjective
 from dffg.starts import STARTS, Start, start_from_noise
@@ -72,10 +73,11 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
 
     Idea 2 and 4 of the paper meet here. The pass that yields the next gradient is also the one that scores the current
     images, so the last images of a chain are scored and no update is made for nothing: `steps` passes, `steps` images.
+    The last pass goes forward only.
     """
     method = method or method_of(captured, config)
     generator = chain_generator(config.seed, chain)
-    bounds = low, high = input_bounds(captured.spec)
+    bounds = low, high = input_bounds(captured.spec, captured.device)
     width = high - low
     options = VariabilityOptions(
         strength=config.variability_strength,
@@ -84,14 +86,16 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
         are_pictures=captured.spec.is_pixels,
         generator=generator,
     )
-    images = channels_last(method.start(config, captured.spec, generator))
+    images = channels_last(method.start(config, captured.spec, generator).to(captured.device))
     velocity, variance = torch.zeros_like(images), torch.zeros_like(images)
     for step in range(config.steps):
         step_size = width * step_size_at(step, config.steps, config.step_size, config.schedule)
         ahead = torch.clamp(images - step_size * config.decay * velocity, *bounds) if config.lookahead else images
-        loss, gradient, variance = method.vary(gradient_of(method.objective), ahead, variance, options)
+        is_last = step == config.steps - 1
+        look = loss_of(method.objective) if is_last else gradient_of(method.objective)
+        loss, gradient, variance = method.vary(look, ahead, variance, options)
         yield Visit(images=images, step=step, loss=loss)
-        if step == config.steps - 1:
+        if is_last:
             return
         images, velocity = method.step(
             images, gradient, velocity, step_size=step_size, decay=config.decay, bounds=bounds
@@ -110,12 +114,17 @@ def gradient_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
     return gradient_at
 
 
+def loss_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
+    """As `gradient_of` where no update follows: the loss alone, beside zeros."""
+
+    @torch.no_grad()
+    def loss_at(images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]:
+        return float(objective(images if transform is None else transform(images))), torch.zeros_like(images)
+
+    return loss_at
+
+
 def chain_generator(seed: int, chain: int) -> torch.Generator:
     """Independent streams for neighboring seeds and chains."""
     mixed = torch.randint(2**62, (), generator=torch.Generator().manual_seed((seed << 20) + chain))
     return torch.Generator().manual_seed(int(mixed))
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Convolutions on the CPU are faster in this layout; the numbers' meaning does not change."""
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dffg.device import HOST
 from dffg.errors import OutputError
 from dffg.output import staged_directory, staged_file, temporary_beside
 
@@ -62,7 +63,8 @@ class Checkpoint:
     def load(self, name: str) -> dict[str, Any] | None:
         """What was saved under this name; None where nothing was, or what cannot be read or is of another subject."""
         try:
-            stored = torch.load(io.BytesIO(unsealed(self._path(name).read_bytes())), weights_only=True)
+            content = io.BytesIO(unsealed(self._path(name).read_bytes()))
+            stored = torch.load(content, map_location=HOST, weights_only=True)
         except Exception:  # whatever a damaged file makes the reader raise
             return None
         known = isinstance(stored, dict) and stored.get("subject") == self._subject

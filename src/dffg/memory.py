@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,14 @@ def reused_memory() -> Iterator[None]:
             libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
             libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
             libc.malloc_trim(0)
+
+
+def give_back() -> None:
+    """Give memory that is free to the system: what objects held that refer to each other, and what the heap keeps."""
+    gc.collect()
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def physical_memory_bytes() -> int | None:

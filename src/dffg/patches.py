@@ -71,7 +71,7 @@ class PatchObjective:
         patches = [as_patches(result, kind) for result, (_, kind) in zip(results, self._targets, strict=True)]
         loss = -torch.stack([entropy(similarities(found)).mean() for found in patches]).mean()
         if answer.dim() == 2 and answer.shape[1] > 1:
-            loss = loss + CLASS_WEIGHT * F.cross_entropy(answer, spread_classes(*answer.shape))
+            loss = loss + CLASS_WEIGHT * F.cross_entropy(answer, spread_classes(*answer.shape).to(answer.device))
         if self._spec.is_pixels:
             loss = loss + ROUGHNESS_WEIGHT * F.relu(roughness(images, self._spec) - ROUGHEST).mean()
         return loss
@@ -86,7 +86,7 @@ def as_patches(result: Tensor, kind: str) -> Tensor:
     else:
         patches = result.flatten(1, -2)
     count = patches.shape[1]
-    return patches[:, torch.linspace(0, count - 1, min(count, _MOST_PATCHES)).long()]
+    return patches[:, torch.linspace(0, count - 1, min(count, _MOST_PATCHES), device=patches.device).long()]
 
 
 def similarities(patches: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def similarities(patches: Tensor) -> Tensor:
 def entropy(values: Tensor) -> Tensor:
     """Differential entropy of values in [-1, 1] by a normal kernel density estimate: (batch, values) -> (batch,)."""
     reach = 1 + 4 * BANDWIDTH
-    grid = torch.linspace(-reach, reach, _GRID)
+    grid = torch.linspace(-reach, reach, _GRID, device=values.device)
     distance = (grid[:, None] - values[:, None]) / BANDWIDTH
     density = torch.exp(-0.5 * distance.square()).mean(2) / (BANDWIDTH * math.sqrt(2 * math.pi))
     return -(torch.xlogy(density, density.clamp(min=1e-12))).sum(1) * (grid[1] - grid[0])
@@ -111,7 +111,7 @@ def spread_classes(count: int, classes: int) -> Tensor:
 
 def roughness(images: Tensor, spec: ImageSpec) -> Tensor:
     """Root mean square difference between neighboring pixels of every picture, as a share of their range: (batch,)."""
-    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
+    low, high = (torch.from_numpy(bound).to(images.device) for bound in spec.input_bounds())
     pixels = (images - low) / (high - low)
     down, right = pixels.diff(dim=2).square().mean((1, 2, 3)), pixels.diff(dim=3).square().mean((1, 2, 3))
     return ((down + right) / 2 + 1e-12).sqrt()

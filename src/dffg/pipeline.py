@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from dffg.captured import Captured, capture
 from dffg.checkpoint import Checkpoint
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.device import AUTO, described, device_named, moved
 from dffg.ends import columns
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
@@ -72,6 +73,7 @@ def quantize(
     calibration: Data | None = None,
     evaluation: Data | None = None,
     memory_limit: int | None = None,
+    device: str = AUTO,
     workers: Workers | None = None,
     name: str | None = None,
     command: str | None = None,
@@ -89,8 +91,9 @@ def quantize(
     from the images beyond ranges; by default, something below 8 bits. What is learned is kept in `out`.partial until
     all is done: the same call goes on from there if it was stopped. `calibration` takes the place of synthesis, as the
     yardstick; `evaluation` adds accuracy to the report. `memory_limit`: bytes a step of synthesis may take, see
-    `synthesize_set`. `workers`, of `ray_workers`, make the same images sooner. `command` is what the report says to do
-    for the same result, by default this call. Raises a `DffgError` that says what to do.
+    `synthesize_set`. `device` makes the images and learns from them, see `device_named`. `workers`, of `ray_workers`,
+    make the same images sooner. `command` is what the report says to do for the same result, by default this call.
+    Raises a `DffgError` that says what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
     data = {"calibration": calibration, "evaluation": evaluation}
@@ -98,7 +101,7 @@ def quantize(
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     runtime_of(quantization.target)
-    clock = Clock(on_stage)
+    clock, where = Clock(on_stage), device_named(device)
     with place(Path(out), force):
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
@@ -114,7 +117,8 @@ def quantize(
             clock=clock,
             progress=progress,
             learning_progress=learning_progress,
-            work=describe_work(captured, synthesis, quantization, learning, data=source),
+            work=describe_work(captured, synthesis, quantization, learning, data=source, device=where),
+            device=where,
             memory_limit=memory_limit,
             workers=workers,
         )
@@ -153,6 +157,7 @@ def finetune(
     spec: ImageSpec | None = None,
     input_shape: tuple[int, ...] | None = None,
     seed: int = 0,
+    device: str = AUTO,
     evaluation: Data | None = None,
     name: str | None = None,
     command: str | None = None,
@@ -165,12 +170,12 @@ def finetune(
     """Train a network on that `quantize` has written to directory `quantized`; the result goes to `out`, as there.
 
     `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more are
-    asked for, new ones made as those were. `target` is that of the earlier result, or another that quantizes the same
-    tensors. Stopped work goes on, and `command` is said, as in `quantize`.
+    asked for, new ones made as those were. `device` is said in `quantize`. `target` is that of the earlier result, or
+    another that quantizes the same tensors. Stopped work goes on, and `command` is said, as in `quantize`.
     """
     given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
     command = command or python_call("finetune", quantized, out, steps=steps, **given)
-    clock = Clock(on_stage)
+    clock, where = Clock(on_stage), device_named(device)
     with place(Path(out), force):
         earlier = load_report(Path(quantized) / REPORT_FILE)
         quantization = replace(earlier.quantization, target=target or earlier.quantization.target)
@@ -190,7 +195,10 @@ def finetune(
             clock=clock,
             progress=progress,
             learning_progress=learning_progress,
-            work=describe_work(captured, synthesis, quantization, start=start, steps=steps, images=images),
+            work=describe_work(
+                captured, synthesis, quantization, start=start, steps=steps, images=images, device=where
+            ),
+            device=where,
         )
         with unfinished_work(run, force):
             return _finetune(run, Path(quantized), earlier, quantization, synthesis, steps, images)
@@ -272,7 +280,7 @@ def _finish(
             target=quantization.target,
             seed=synthesis.seed,
             version=package_version("dffg"),
-            environment=describe_environment(torch.get_num_threads()),
+            environment=describe_environment(torch.get_num_threads(), described(run.device)),
             input=captured.spec,
             images=images.description,
             synthesis=None if images.made is None else images.made.config,
@@ -335,7 +343,7 @@ def _calibration_images(
         description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
         return Calibration(inputs=inputs, made=None, description=description)
     made = synthesize_set(
-        captured,
+        captured.on(run.device),
         config,
         progress=run.progress,
         checkpoint=checkpoint,
@@ -357,7 +365,8 @@ def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConf
     with run.clock.stage("learning"):
         start = decided.parameters
         kept = run.kept(decided.float_module, inputs, config, seed, *tensors_of(start).values())
-        learned = learn(decided.float_module, start, inputs, config, seed, run.learning_progress, kept)
+        teacher = moved(decided.float_module, run.device)
+        learned = learn(teacher, start, inputs, config, seed, run.learning_progress, kept)
     return replace(decided, parameters=learned)
 
 
@@ -384,5 +393,6 @@ def _held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
         config = SynthesisConfig(count=config.count, seed=config.seed)
     count = min(config.count, config.batch_size * snapshots_per_chain(config))
     held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
-    made = synthesize_set(run.captured, held_out, progress=run.progress, memory_limit=run.memory_limit)
+    captured = run.captured.on(run.device)
+    made = synthesize_set(captured, held_out, progress=run.progress, memory_limit=run.memory_limit)
     return torch.from_numpy(made.inputs)

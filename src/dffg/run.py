@@ -9,10 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dffg.captured import Captured
 from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
+from dffg.device import HOST
 from dffg.errors import DffgError, OutputError
 from dffg.evaluation.data import Data
+from dffg.memory import give_back
 from dffg.output import check_directory, claimed, unfinished_directory
 from dffg.quant.learning import LearningCallback
 from dffg.report.environment import package_version
@@ -37,10 +41,11 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What happens within is this stage."""
+        """What happens within is this stage, whose memory ends with it."""
         self._on_stage(name)
         started = time.perf_counter()
         yield
+        give_back()
         self._spent[name] = time.perf_counter() - started
 
     def seconds(self) -> Seconds:
@@ -64,6 +69,7 @@ class Run:
     progress: ProgressCallback | None
     learning_progress: LearningCallback | None
     work: dict[str, str]
+    device: torch.device = HOST
     memory_limit: int | None = None
     workers: Workers | None = None
 

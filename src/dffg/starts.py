@@ -1,4 +1,7 @@
-"""Where chains start: at noise, or at pictures of nothing that share the statistics of photographs."""
+"""Where chains start: at noise, or at pictures of nothing that share the statistics of photographs.
+
+All is drawn on the CPU, so that it is the same for every device.
+"""
 
 from __future__ import annotations
 

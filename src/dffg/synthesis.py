@@ -17,6 +17,7 @@ from dffg.captured import Captured, from_bytes, to_bytes
 from dffg.chain import Visit
 from dffg.checkpoint import Checkpoint
 from dffg.config import JOINT, NOISES, SynthesisConfig
+from dffg.device import HOST
 from dffg.errors import InputError
 from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, concatenate
 from dffg.memory import physical_memory_bytes, reused_memory
@@ -69,7 +70,8 @@ def synthesize(
     """Make calibration images: a stream of batches of network inputs, each (batch_size, *spec.shape).
 
     Batches are yielded as they are made, so memory does not grow with `config.count`. The same seed, machine, thread
-    count and batch size give the same bytes. Pictures are rounded to 8-bit pixels when they are kept.
+    count and batch size give the same bytes. Pictures are rounded to 8-bit pixels when they are kept. The network
+    computes where it lies (`Captured.on`), and images come to the CPU.
     """
     for snapshot in snapshots(captured, config or SynthesisConfig(), progress=progress):
         yield snapshot.images
@@ -314,7 +316,7 @@ def _as_stored(images: Tensor, captured: Captured) -> Tensor:
 
     Generators that do not keep to the legal pixels keep what they made.
     """
-    images = images.detach().contiguous()
+    images = images.detach().to(HOST).contiguous()
     low, high = input_bounds(captured.spec)
     slack = 1e-4 * (high - low)
     if not captured.spec.is_pixels or (images < low - slack).any() or (images > high + slack).any():

@@ -8,14 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dffg.device import HOST
 from dffg.images import ImageSpec
 
 Bounds = tuple[Tensor, Tensor]
 
 
-def input_bounds(spec: ImageSpec) -> Bounds:
+def input_bounds(spec: ImageSpec, device: torch.device = HOST) -> Bounds:
     """Lowest and highest legal network input as tensors that broadcast against a batch."""
-    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
+    low, high = (torch.from_numpy(bound).to(device) for bound in spec.input_bounds())
     return low, high
 
 

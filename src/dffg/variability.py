@@ -31,7 +31,8 @@ class VariabilityOptions:
     """What the methods may use.
 
     strength: 0 to 1, per method; samples: extra gradients of variance tuning; pixel_width: (channels, ...) width of the
-    bounds in input units; are_pictures: whether moving and mirroring makes sense; generator: all randomness.
+    bounds in input units, where the images lie; are_pictures: whether moving and mirroring makes sense; generator: all
+    randomness, drawn on the CPU, so that it is the same for every device.
     """
 
     strength: float
@@ -122,7 +123,7 @@ def random_view(images: Tensor, options: VariabilityOptions) -> Transform:
 def _source_pixels(size: int, scale: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     """Source position of each of `size` positions along one axis, -1 for padding: (count, size)."""
     shown = (size * scale).round().clamp(min=1)[:, None]
-    place = torch.arange(size) - ((size - shown) / 2).floor()
+    place = torch.arange(size, device=scale.device) - ((size - shown) / 2).floor()
     source = ((place + 0.5) * size / shown).floor().long()
     wrapped = (source - shift[:, None]) % size
     mirrored = torch.where(flip[:, None], size - 1 - wrapped, wrapped)
@@ -139,7 +140,7 @@ def _look_up(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _uniform(shape: tuple[int, ...] | torch.Size, options: VariabilityOptions) -> Tensor:
-    return torch.rand(shape, generator=options.generator)
+    return torch.rand(shape, generator=options.generator).to(options.pixel_width.device)
 
 
 VARIABILITIES: dict[str, Variability] = {

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dffg.baselines.descent import descend
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last
+from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.objective import Objective
 from dffg.starts import start_from_noise
 from dffg.update import input_bounds
@@ -27,8 +28,10 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     cosine, both may go equally far, half the range, and differ in direction alone. Betas are Adam's own.
     """
     generator = chain_generator(config.seed, chain)
-    low, high = input_bounds(captured.spec)
-    start = start_from_noise(SynthesisConfig(batch_size=config.batch_size), captured.spec, generator)
+    low, high = input_bounds(captured.spec, captured.device)
+    start = start_from_noise(SynthesisConfig(batch_size=config.batch_size), captured.spec, generator).to(
+        captured.device
+    )
     unit = channels_last(torch.clamp((start - low) / (high - low), 0, 1)).requires_grad_(True)
     objective = Objective(captured, slack=config.slack)
 

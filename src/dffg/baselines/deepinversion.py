@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from dffg.baselines.descent import descend
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last
+from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
 from dffg.update import input_bounds
@@ -56,8 +57,8 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     cross-entropy.
     """
     generator = chain_generator(config.seed, chain)
-    low, high = input_bounds(captured.spec)
-    start = torch.randn(config.batch_size, *captured.spec.shape, generator=generator)
+    low, high = input_bounds(captured.spec, captured.device)
+    start = torch.randn(config.batch_size, *captured.spec.shape, generator=generator).to(captured.device)
     images = channels_last(torch.clamp(start, low, high)).requires_grad_(True)
     constants = constants_for(captured.spec)
     optimizer = torch.optim.Adam([images], lr=constants.learning_rate, betas=constants.betas)
@@ -89,7 +90,7 @@ class Inversion:
         self._constants = constants
         self._generator = generator
         self._are_pictures = captured.spec.is_pixels
-        self._classes = self._draw_classes(captured.spec, count)
+        self._classes = self._draw_classes(captured, count)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Loss of a batch of network inputs."""
@@ -100,12 +101,12 @@ class Inversion:
             loss = loss + self._constants.variation * total_variation(seen)
         return loss if self._classes is None else loss + F.cross_entropy(answer, self._classes)
 
-    def _draw_classes(self, spec: ImageSpec, count: int) -> Tensor | None:
+    def _draw_classes(self, captured: Captured, count: int) -> Tensor | None:
         with torch.no_grad():
-            _, answer = self._probe.with_answer(torch.zeros(2, *spec.shape))
+            _, answer = self._probe.with_answer(torch.zeros(2, *captured.spec.shape, device=captured.device))
         if answer.dim() != 2:
             return None
-        return torch.randint(answer.shape[1], (count,), generator=self._generator)
+        return torch.randint(answer.shape[1], (count,), generator=self._generator).to(captured.device)
 
 
 def statistics_loss(layers: Sequence[LayerStatistics]) -> Tensor:

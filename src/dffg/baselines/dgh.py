@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last
+from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
+from dffg.device import channels_last
 from dffg.probe import LayerStatistics, Probe
 from dffg.update import input_bounds
 
@@ -63,12 +63,13 @@ class JointWalk:
 
     def __init__(self, captured: Captured, config: SynthesisConfig, generator: torch.Generator) -> None:
         self._probe = Probe(captured)
-        self._view = View(captured.spec, generator)
-        start = torch.randn(config.count, *self._view.canvas_shape, generator=generator)
+        self._view = View(captured, generator)
+        start = torch.randn(config.count, *self._view.canvas_shape, generator=generator).to(captured.device)
         self._canvases = [channels_last(batch).requires_grad_(True) for batch in start.split(config.batch_size)]
         self._optimizers = [torch.optim.RAdam([canvas], lr=LEARNING_RATE) for canvas in self._canvases]
         self._schedules = [ForgetfulPlateau(optimizer, config.steps // PLATEAUS) for optimizer in self._optimizers]
-        self._shares = torch.tensor([len(canvas) / config.count for canvas in self._canvases])
+        shares = [len(canvas) / config.count for canvas in self._canvases]
+        self._shares = torch.tensor(shares, device=captured.device)
         with torch.no_grad():
             self._left = [self._look(self._view.center(canvas))[0] for canvas in self._canvases]
 
@@ -150,10 +151,10 @@ def stretch(answer: Tensor) -> Tensor:
 class View:
     """How a canvas becomes network input."""
 
-    def __init__(self, spec: ImageSpec, generator: torch.Generator) -> None:
-        self._shape = spec.shape
-        self._are_pictures = spec.is_pixels
-        self._bounds = input_bounds(spec)
+    def __init__(self, captured: Captured, generator: torch.Generator) -> None:
+        self._shape = captured.spec.shape
+        self._are_pictures = captured.spec.is_pixels
+        self._bounds = input_bounds(captured.spec, captured.device)
         self._generator = generator
 
     @property
@@ -192,7 +193,7 @@ class View:
 def smooth(images: Tensor) -> Tensor:
     """Blur (batch, channels, height, width) with a 3x3 Gaussian, edges replicated."""
     channels = images.shape[1]
-    line = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / (2 * SIGMA**2))
+    line = torch.exp(-torch.tensor([1.0, 0.0, 1.0], device=images.device) / (2 * SIGMA**2))
     kernel = torch.outer(line, line) / line.sum().square()
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, kernel.expand(channels, 1, 3, 3), groups=channels)

@@ -11,8 +11,9 @@ from torch import Tensor
 from dffg.baselines.descent import descend, per_image_norm
 from dffg.baselines.zeroq import input_terms
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last
+from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.probe import LayerStatistics, Probe
 
 LEARNING_RATE = 0.9
@@ -49,9 +50,10 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     generator = chain_generator(config.seed, chain)
     shape = (config.batch_size, *captured.spec.shape)
     probe = Probe(captured)
+    noise, start = (channels_last(torch.randn(shape, generator=generator).to(captured.device)) for _ in range(2))
     with torch.no_grad():
-        slacks = [slack_of(layer) for layer in probe(channels_last(torch.randn(shape, generator=generator)))]
-    images = channels_last(torch.randn(shape, generator=generator)).requires_grad_(True)
+        slacks = [slack_of(layer) for layer in probe(noise)]
+    images = start.requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE, min_lr=LOWEST_RATE
@@ -67,7 +69,7 @@ def diverse_loss(probe: Probe, slacks: Sequence[Slack], images: Tensor) -> Tenso
     losses = torch.stack(
         [slack_loss(layer, slack).expand(len(images)) for layer, slack in zip(layers, slacks, strict=True)], dim=1
     )
-    weights = enhancement(len(images), len(layers))
+    weights = enhancement(len(images), len(layers)).to(images.device)
     return (weights * losses).sum(1).mean() + per_image_norm(input_terms(images))
 
 

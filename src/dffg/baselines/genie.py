@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from dffg.baselines.descent import per_image_norm, step_schedule
 from dffg.baselines.zeroq import input_terms
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last
+from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.errors import InputError
 from dffg.graph import CONVOLUTIONS, argument, calls
 from dffg.probe import Probe
@@ -45,8 +46,8 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
         raise InputError("batch_size is 1; genie's generator normalizes over the batch, choose at least 2.")
     generator = chain_generator(config.seed, chain)
     probe = Probe(captured, change=lambda module: swing_strided(module, generator))
-    maker = Maker(captured.spec.shape, generator)
-    latents = torch.randn(config.batch_size, LATENTS, generator=generator).requires_grad_(True)
+    maker = Maker(captured.spec.shape, generator).to(captured.device)
+    latents = torch.randn(config.batch_size, LATENTS, generator=generator).to(captured.device).requires_grad_(True)
     optimizers = [torch.optim.Adam([latents], lr=LATENT_RATE), torch.optim.Adam(maker.parameters(), lr=GENERATOR_RATE)]
     schedules = [
         torch.optim.lr_scheduler.ReduceLROnPlateau(

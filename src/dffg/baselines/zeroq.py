@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dffg.baselines.descent import descend, per_image_norm
 from dffg.captured import Captured
-from dffg.chain import Visit, chain_generator, channels_last
+from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.probe import Probe
 
 LEARNING_RATE = 0.5
@@ -37,7 +38,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     it.
     """
     generator = chain_generator(config.seed, chain)
-    levels = torch.randint(0, 255, (config.batch_size, *captured.spec.shape), generator=generator)
+    levels = torch.randint(0, 255, (config.batch_size, *captured.spec.shape), generator=generator).to(captured.device)
     images = channels_last((levels - 127.5) / START_DIVISOR).requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -85,6 +85,14 @@ memory_option = click.option(
 )
 
 
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="What makes images and learns: cpu, cuda, or one of several like cuda:1; auto is cuda where there is one.",
+)
+
+
 def worker_options(command: Command) -> Command:
     """Where tasks run."""
     for option in (

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dffg.cli.network import data_at, load
-from dffg.cli.options import config_options, memory_option, model_options, output_options, worker_options
+from dffg.cli.options import config_options, device_option, memory_option, model_options, output_options, worker_options
 from dffg.cli.terminal import console_for, progress_on, says_what_is_kept, show_result, typed, workers_for
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.targets import TARGETS
@@ -22,6 +22,7 @@ from dffg.targets import TARGETS
 )
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @memory_option
+@device_option
 @worker_options
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options
@@ -53,6 +54,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 calibration=calibration,
                 evaluation=evaluation,
                 memory_limit=options["memory_limit"],
+                device=options["device"],
                 workers=workers,
                 name=loaded.name,
                 command=typed(),
@@ -77,6 +79,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
 )
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Runtime to write for  [default: the earlier one]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
+@device_option
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @output_options
@@ -113,6 +116,7 @@ def finetune(
                 target=target,
                 spec=spec,
                 seed=seed,
+                device=options["device"],
                 evaluation=evaluation,
                 name=loaded.name,
                 command=typed(),

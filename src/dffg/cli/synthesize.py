@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dffg.cli.network import captured_from, load
-from dffg.cli.options import config_options, memory_option, model_options, output_options, worker_options
+from dffg.cli.options import config_options, device_option, memory_option, model_options, output_options, worker_options
 from dffg.cli.terminal import console_for, progress_on, workers_for
 from dffg.config import ArrayConfig, SynthesisConfig
 from dffg.errors import InputError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     help="File to write, .npz, .safetensors or .npy, or a folder of PNG files.",
 )
 @memory_option
+@device_option
 @worker_options
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
 @recipe_option((), "Options from a YAML file.")
@@ -48,9 +49,10 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         view.stage("load")
         loaded, spec, _ = load(options, quiet)
         check_array(spec, form)
+        from dffg.device import device_named
         from dffg.synthesis import synthesize_set
 
-        captured = captured_from(loaded, spec, view)
+        captured = captured_from(loaded, spec, view).on(device_named(options["device"]))
         config, limit = options["SynthesisConfig"], options["memory_limit"]
         with workers_for(options["ray"], options["workers"], view) as workers:
             view.stage("synthesis")

@@ -42,16 +42,23 @@ onnxruntime.disable_telemetry_events()
 
 
 def session(
-    model: Path | bytes, *, threads: int = 0, optimized: Path | None = None, as_written: bool = False
+    model: Path | bytes,
+    *,
+    threads: int = 0,
+    optimized: Path | None = None,
+    as_written: bool = False,
+    sparing: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Open a file on the CPU. Threads do not spin between runs, so that two sessions do not slow each other.
 
-    as_written: every operator is computed as the file has it, in float, and nothing is fused.
+    as_written: every operator is computed as the file has it, in float, and nothing is fused. sparing: no memory is
+    kept for the next run.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = not sparing
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
@@ -114,7 +121,7 @@ class IntermediateRunner:
         types = {info.name: info for info in model.graph.value_info}
         self._outputs = len(model.graph.output)
         model.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in names)
-        self._session = session(model.SerializeToString(), as_written=as_written)
+        self._session = session(model.SerializeToString(), as_written=as_written, sparing=True)
         self._names = names
 
     def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:

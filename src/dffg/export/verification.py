@@ -25,7 +25,8 @@ REQUIRED_STEPS = 1
 ALLOWED_OUTPUT_ERROR = 1e-3
 # Rounding ties that fall otherwise and grow made 0.16 of it in EfficientNet-Lite0.
 ALLOWED_UNWATCHED_NOISE = 0.5
-_BATCH = 8
+# Input values of a batch, two pictures of 224 pixels: all integers of a network are held for it, and caches hold some.
+_BATCH = 2 * 3 * 224 * 224
 # Steps beside the middle between two integers that float32 arithmetic in another order can be off, with room.
 _TIE = 1e-4
 
@@ -69,7 +70,7 @@ def match_simulation(
     watched, plain = runtime.watch(quantized, path), runtime.open(path, 0)
     equal, total, apart = Counter[str](), Counter[str](), 0
     outputs, unwatched, followed, simulated, in_float = [], [], [], [], []
-    for batch in torch.split(images, _BATCH):
+    for batch in _batches(images):
         output, values = watched(batch.numpy())
         steps_apart, answer = _follow(quantized, batch, values)
         for name, steps in steps_apart.items():
@@ -95,6 +96,10 @@ def match_simulation(
         unwatched_noise=max(starmap(_noise, by_output(parts, plainly, written, floats))),
         count=len(images),
     )
+
+
+def _batches(images: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(images, max(1, _BATCH // images[0].numel()))
 
 
 def by_output(parts: dict[str, slice], *joined: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], ...]]:
@@ -154,7 +159,7 @@ def layer_sqnr_db(quantized: Quantized, images: Tensor) -> dict[str, float]:
     value_of = {tensor.name: tensor.value for tensor in quantized.tensors}
     carriers = {layer.name: (layer.result, value_of.get(layer.result, layer.result)) for layer in quantized.layers}
     signal, noise = dict.fromkeys(carriers, 0.0), dict.fromkeys(carriers, 0.0)
-    for batch in torch.split(images, _BATCH):
+    for batch in _batches(images):
         reference = _results(quantized.float_module, batch, {before for before, _ in carriers.values()})
         simulated = _results(quantized.module, batch, {after for _, after in carriers.values()})
         for name, (before, after) in carriers.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class QParams:
         low = self.scale * (self.quant_min - self.zero_point.float())
         high = self.scale * (self.quant_max - self.zero_point.float())
         return float(low.min()), float(high.max())
+
+    def on(self, device: torch.device) -> QParams:
+        """The same on a device."""
+        return replace(self, scale=self.scale.to(device), zero_point=self.zero_point.to(device))
 
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:

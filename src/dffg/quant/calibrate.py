@@ -9,14 +9,19 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import QuantizationConfig
+from dffg.device import channels_last, has_fast_bfloat16, in_bfloat16
 from dffg.ends import INPUT
 from dffg.errors import InputError
-from dffg.graph import Tap, calls
+from dffg.graph import Tap, calls, copy_module
 from dffg.images import ImageSpec
+from dffg.padding import absorb_padding
 from dffg.quant.affine import QParams, activation_qparams, signed_qparams
 from dffg.quant.placement import Placement
 from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
 from dffg.quant.widths import BitWidths
+
+# Error of the answer in bfloat16, relative to the answer: 0.04 in EfficientNet-Lite0, where 8 bits make 0.1.
+_BEARABLE = 0.15
 
 
 def observed_tensors(placement: Placement) -> list[str]:
@@ -51,9 +56,17 @@ def _is_input(node: fx.Node) -> bool:
     return node.op == "placeholder" or calls(node, INPUT)
 
 
-def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor]) -> dict[str, Histogram]:
-    """Histogram of every named tensor over a stream of images."""
+def observe(
+    module: fx.GraphModule, names: Iterable[str], images: Iterable[Tensor], *, exact: bool = True
+) -> dict[str, Histogram]:
+    """Histogram of every named tensor over a stream of images, by a pass of its own, which should cost little.
+
+    exact: the values are those of the network in float. Else they are those in bfloat16 where that is fast and the
+    answer is nearly the same: rounding moves a value by at most 0.4 %, where ends of ranges are sought 0.9 % apart.
+    """
     histograms = {name: Histogram() for name in names}
+    module = copy_module(module)
+    absorb_padding(module)
 
     def visit(name: str, value: Any) -> Any:
         if name in histograms:
@@ -61,11 +74,26 @@ def observe(module: fx.GraphModule, names: Iterable[str], images: Iterable[Tenso
         return value
 
     interpreter = Tap(module, visit)
-    batches = 0
-    with torch.no_grad():
-        for batch in images:
+    narrow: bool | None = None
+    for batch in map(channels_last, images):
+        if narrow is None:
+            narrow = not exact and bears_bfloat16(module, batch[:1])
+        with torch.no_grad(), in_bfloat16(batch.device, narrow):
             interpreter.run(batch)
-            batches += 1
-    if not batches:
+    if narrow is None:
         raise InputError("there are no calibration images; give at least one batch.")
     return histograms
+
+
+@torch.no_grad()
+def bears_bfloat16(module: fx.GraphModule, images: Tensor) -> bool:
+    """Whether bfloat16 is fast here, and the network's answer is nearly the same in it."""
+    if not has_fast_bfloat16(images.device):
+        return False
+    try:
+        with in_bfloat16(images.device):
+            answer = module(images).float()
+    except RuntimeError:  # an operator that has no kernel for it
+        return False
+    expected = module(images)
+    return bool((answer - expected).norm() <= _BEARABLE * expected.norm())

@@ -10,11 +10,12 @@ from torch import Tensor, fx
 
 from dffg.checkpoint import Checkpoint
 from dffg.config import FinetuneConfig
+from dffg.device import HOST, channels_last, device_of
 from dffg.graph import nodes_by_name, with_output
 from dffg.memory import reused_memory
 from dffg.quant.blocks import find_blocks
 from dffg.quant.divergence import divergence
-from dffg.quant.learned import LearnedNetwork, anneal, confine_weights, laid_out, learning_optimizer, where_rounded
+from dffg.quant.learned import LearnedNetwork, anneal, confine_weights, learning_optimizer, where_rounded
 from dffg.quant.parameters import Parameters
 
 _STATE = "finetuning"
@@ -44,7 +45,7 @@ def finetune(
     every half minute, and found if this was stopped before; the result is the same.
     """
     torch.manual_seed(config.seed)
-    images = laid_out(images)
+    images = channels_last(images.to(device_of(float_module)))
     network = LearnedNetwork(float_module, parameters, where_rounded, reach=config.reach)
     blocks = [block.output for block in find_blocks(float_module)]
     nodes = nodes_by_name(float_module)
@@ -66,7 +67,7 @@ def finetune(
         loss.backward()
         optimizer.step()
         confine_weights(student)
-        hardness[chosen] = 1 - config.hard + config.hard * relative_hardness(apart.detach())
+        hardness[chosen] = 1 - config.hard + config.hard * relative_hardness(apart.detach()).to(HOST)
         if checkpoint is not None and time.monotonic() - saved > _SAVE_SECONDS:
             _save(checkpoint, step + 1, network, optimizer, hardness)
             saved = time.monotonic()
@@ -120,6 +121,6 @@ def with_boundary_samples(batch: Tensor, share: float) -> Tensor:
     count = int(share * len(batch))
     if not count:
         return batch
-    amount = _NEAREST_MIX + (1 - 2 * _NEAREST_MIX) * torch.rand(count, *[1] * (batch.dim() - 1))
+    amount = _NEAREST_MIX + (1 - 2 * _NEAREST_MIX) * torch.rand(count, *[1] * (batch.dim() - 1)).to(batch.device)
     other = batch[torch.randperm(len(batch))[:count]]
     return torch.cat([torch.lerp(batch[:count], other, amount), batch[count:]])

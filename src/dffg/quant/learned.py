@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dffg.config import Rates
+from dffg.device import HOST, device_of
 from dffg.graph import copy_module, needed, nodes_by_name, weight_of, with_output
 from dffg.quant.affine import QParams, per_channel
 from dffg.quant.parameters import LayerParameters, Parameters
@@ -118,9 +119,9 @@ class LearnedActivation(nn.Module):
 
 
 def random_mask(like: Tensor, share: float) -> Tensor:
-    """1 in this share of the elements (to 1/256) and 0 in the others, in the type and memory order of `like`, from
-    torch's generator. A random number serves eight elements."""
-    words = torch.empty(like.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
+    """1 in this share of the elements (to 1/256) and 0 in the others, in the type, place and memory order of `like`,
+    from torch's generator. A random number serves eight elements."""
+    words = torch.empty(like.numel() // 8 + 1, dtype=torch.int64, device=like.device).random_(-(2**63), None)
     mask = torch.empty_like(like)
     row = mask.as_strided((mask.numel(),), (1,))
     torch.lt(words.view(torch.uint8)[: like.numel()], round(256 * share), out=row)
@@ -195,7 +196,7 @@ class LearnedNetwork:
         reach: float = 0.0,
     ) -> None:
         self._start, self._reach, self._target = start, reach, parameters.target
-        self.module = copy_module(float_module)
+        self.module, parameters = copy_module(float_module), parameters.on(device_of(float_module))
         self.weights: dict[str, LearnedWeight] = {}
         self.biases: dict[str, LearnedBias] = {}
         self.activations: dict[str, LearnedActivation] = {}
@@ -225,7 +226,7 @@ class LearnedNetwork:
         return with_output(self.module, [nodes[self._value(name)] for name in names])
 
     def parameters(self) -> Parameters:
-        """What was learned, with every rounding decided."""
+        """What was learned, with every rounding decided, on the CPU."""
         layers = {
             name: LayerParameters(levels=weight.levels(), qparams=weight.qparams(), bias=self._bias(name))
             for name, weight in self.weights.items()
@@ -234,11 +235,11 @@ class LearnedNetwork:
             activations={name: module.qparams() for name, module in self.activations.items()},
             layers=layers,
             target=self._target,
-        )
+        ).on(HOST)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that is learned."""
-        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+        """Everything that is learned, on the CPU."""
+        return {name: value.detach().to(HOST, copy=True) for name, value in self.module.named_parameters()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go back to an earlier `state`."""
@@ -281,11 +282,6 @@ def confine_weights(module: nn.Module) -> None:
     for weight in module.modules():
         if isinstance(weight, LearnedWeight):
             weight.confine()
-
-
-def laid_out(images: Tensor) -> Tensor:
-    """In the memory order in which convolutions on a CPU are fastest."""
-    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
 def between(module: fx.GraphModule, start: str, end: str) -> fx.GraphModule:

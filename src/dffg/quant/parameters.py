@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, fx
 
 from dffg.config import QuantizationConfig
@@ -26,6 +27,11 @@ class LayerParameters:
     qparams: QParams
     bias: Tensor | None
 
+    def on(self, device: torch.device) -> LayerParameters:
+        """The same on a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return LayerParameters(levels=self.levels.to(device), qparams=self.qparams.on(device), bias=bias)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
@@ -37,6 +43,12 @@ class Parameters:
     activations: dict[str, QParams]
     layers: dict[str, LayerParameters]
     target: Target = ONNXRUNTIME
+
+    def on(self, device: torch.device) -> Parameters:
+        """The same on a device."""
+        activations = {name: qparams.on(device) for name, qparams in self.activations.items()}
+        layers = {name: layer.on(device) for name, layer in self.layers.items()}
+        return replace(self, activations=activations, layers=layers)
 
 
 def round_layers(module: fx.GraphModule, widths: BitWidths, config: QuantizationConfig) -> dict[str, LayerParameters]:

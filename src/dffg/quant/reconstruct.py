@@ -6,14 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from dffg.checkpoint import Checkpoint
 from dffg.config import ReconstructionConfig
+from dffg.device import channels_last, device_of, has_fast_bfloat16, in_bfloat16
 from dffg.graph import CONVOLUTIONS, argument, calls, nodes_by_name
 from dffg.memory import reused_memory
 from dffg.quant.blocks import Block, find_blocks, work_of
@@ -23,7 +22,6 @@ from dffg.quant.learned import (
     between,
     confine_weights,
     exchanged,
-    laid_out,
     learning_optimizer,
     where_weight_is,
 )
@@ -65,17 +63,18 @@ def reconstruct(
     block by block in order of execution (BRECQ, Li et al., ICLR 2021). x is what the quantized network before gives,
     with a random share of its elements exchanged for those of the float network (QDrop, Wei et al., ICLR 2022). Scales
     are learned as in LSQ (Esser et al., ICLR 2020) and GENIE (Jeon et al., CVPR 2023). images: (count, *shape) network
-    inputs, all kept in memory, with three results of a block for each.
+    inputs, all kept in memory, with three results of a block for each, on the device on which `float_module` lies.
 
     checkpoint: where finished blocks are kept, and found if this was stopped before. Every block has a seed of its own,
     so that the result is the same.
     """
     network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop, config.reach)
-    images = laid_out(images)
+    device = device_of(float_module)
+    images = channels_last(images.to(device))
     blocks, nodes = find_blocks(float_module), nodes_by_name(float_module)
     with torch.no_grad():
         exact, quantized = images, network.quantized(blocks[0].input, images)
-    fast = has_fast_bfloat16() if config.bfloat16 is None else config.bfloat16
+    fast = has_fast_bfloat16(device) if config.bfloat16 is None else config.bfloat16
     clock = _Clock([work_of(float_module, block) for block in blocks], config.max_seconds)
     done = 0 if checkpoint is None else _restore(checkpoint, network)
     if done == len(blocks):
@@ -166,7 +165,7 @@ def _learn(
         anneal(optimizer, progress)
         chosen = torch.randint(len(target), (config.batch_size,))
         inputs = exchanged(quantized[chosen], exact[chosen], config.drop)
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        with in_bfloat16(inputs.device, narrow):
             answer = learned(inputs.bfloat16() if narrow else inputs)
         loss = (answer.float() - target[chosen]).square().mean() / power
         optimizer.zero_grad()
@@ -193,13 +192,6 @@ def strides_past(layer: fx.Node) -> bool:
         return False
     stride, width = argument(layer, 3, [1])[-1], layer.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
     return bool(stride > width)
-
-
-@lru_cache
-def has_fast_bfloat16() -> bool:
-    """Whether the processor multiplies numbers of 16 bits; elsewhere they are slower than those of 32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from dffg.quant.moments import Moments, batch_norm_moments
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
 from dffg.quant.placement import Placement, integer_inputs, place, prepare
-from dffg.quant.ranges import Histogram
+from dffg.quant.ranges import SOUGHT, Histogram
 from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
 
 _TRIAL_IMAGES = 32
@@ -148,7 +148,9 @@ def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfi
         float_module=float_module,
         placement=placement,
         moments=moments,
-        histograms=observe(float_module, observed_tensors(placement), images),
+        histograms=observe(
+            float_module, observed_tensors(placement), images, exact=config.activation_ranges not in SOUGHT
+        ),
         images=images,
         spec=captured.spec,
     )

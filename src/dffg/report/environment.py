@@ -11,7 +11,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Versions and machine. `vnni` tells whether the CPU multiplies int8 in one instruction; None where unknown."""
+    """Versions and machine. `vnni` tells whether the CPU multiplies int8 in one instruction; None where unknown.
+
+    device: what made the images and learned from them.
+    """
 
     python: str
     torch: str
@@ -24,10 +27,11 @@ class Environment:
     cpu: str
     threads: int
     vnni: bool | None
+    device: str = "cpu"
 
 
-def describe_environment(threads: int) -> Environment:
-    """Look at this machine. `threads`: those torch uses."""
+def describe_environment(threads: int, device: str = "cpu") -> Environment:
+    """Look at this machine. `threads`: those torch uses; `device`: see `Environment`."""
     cpu, flags = _cpu()
     return Environment(
         python=platform.python_version(),
@@ -41,6 +45,7 @@ def describe_environment(threads: int) -> Environment:
         cpu=cpu,
         threads=threads,
         vnni=None if flags is None else any("vnni" in flag for flag in flags),
+        device=device,
     )
 
 

@@ -1,0 +1,61 @@
+"""The pass that ranges come from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+from dffg.quant import calibrate
+from dffg.quant.calibrate import bears_bfloat16, observe
+
+IMAGES = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Shifted(nn.Module):
+    """A sum whose digits bfloat16 loses where `far` is large."""
+
+    def __init__(self, far: float) -> None:
+        super().__init__()
+        self.first, self.second, self.far = nn.Linear(8, 8), nn.Linear(8, 8), far
+
+    def forward(self, x):
+        return self.second(self.first(x) + self.far) - self.second(torch.full_like(x, self.far))
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(calibrate, "has_fast_bfloat16", lambda device: True)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_network_bears_bfloat16_where_its_answer_does():
+    assert bears_bfloat16(fx.symbolic_trace(Shifted(0.0)), IMAGES)
+    assert not bears_bfloat16(fx.symbolic_trace(Shifted(1e4)), IMAGES)
+
+
+def test_no_network_bears_it_where_it_is_slow(monkeypatch):
+    monkeypatch.setattr(calibrate, "has_fast_bfloat16", lambda device: False)
+    assert not bears_bfloat16(fx.symbolic_trace(Shifted(0.0)), IMAGES)
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_operator_without_a_kernel_for_it_is_run_in_float():
+    class OnlyFloat(nn.Module):
+        def forward(self, x):
+            if torch.is_autocast_enabled("cpu"):
+                raise RuntimeError("not implemented for 'BFloat16'")
+            return x
+
+    assert not bears_bfloat16(OnlyFloat(), IMAGES)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("exact", [False, True])
+def test_exact_ranges_are_those_in_float_and_others_nearly(exact):
+    module = fx.symbolic_trace(Shifted(0.0))
+    with torch.no_grad():
+        values = module.first(IMAGES)
+    seen = observe(module, ["first"], IMAGES.split(2), exact=exact)["first"]
+    assert (seen.high == float(values.max()) and seen.low == float(values.min())) == exact
+    assert seen.high == pytest.approx(float(values.max()), rel=0.02)
