@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cells, lowbits, lowbits_tables, records
+from benchmarks import arena, cells, lowbits_tables, records
 from dffg.distributed import Finished, Workers
 from dffg.errors import InputError
 from tests import test_distributed
@@ -90,20 +90,20 @@ def test_nothing_is_prepared_for_nothing() -> None:
 
 
 def test_a_benchmark_has_the_same_rows_with_ray(ray: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lowbits, "load_benchmarks", lambda names: iter([small_benchmark()]))
-    monkeypatch.setitem(lowbits.BUDGETS, "small", lowbits.Budget(images=16, steps=2, tuning_steps=0))
+    contestants = tuple(arena.Contestant(generator="dffg", options={"steps": steps}) for steps in (2, 3))
+    suite = arena.Suite(networks=("small",), contestants=contestants, seeds=(0, 1), examples=30)
 
     def rows(folder: str, workers: Workers | None) -> list[cells.Row]:
         monkeypatch.setattr(records, "RESULTS", tmp_path / folder)
-        lowbits.run_suite(["small"], [0, 1], ["dffg", "noise"], ["W6A6"], ["ranges"], workers)
-        return records.read(lowbits.SUITE)
+        arena.run(suite, lambda names: iter([small_benchmark()]), workers)
+        return records.read(arena.SUITE)
 
     one, two = rows("one", None), rows("two", Workers(ray, 1, 2))
     assert {row["tasks_at_once"] for row in two} == {2}
     times = ("seconds", "tasks_at_once")
     same = [[{key: row[key] for key in row if key not in times} for row in found] for found in (one, two)]
-    assert sorted(same[0], key=lowbits.key) == sorted(same[1], key=lowbits.key)
     assert len(one) == 4
+    assert sorted(same[0], key=arena.key) == sorted(same[1], key=arena.key)
     assert rows("two", Workers(ray, 1, 2)) == two
 
 
