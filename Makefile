@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test docs check audit clean
+.PHONY: setup demo test coverage docs check audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,12 @@ test-first:
 
 test-second:
 	$(BIN)/python -m pytest -q --durations=10 tests src $(FIRST:%=--ignore=%)
+
+coverage: setup ## lines and branches of the library that the tests run; half an hour
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q tests src
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 docs: setup ## build the site in site/
 	$(BIN)/zensical build --strict

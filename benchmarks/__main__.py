@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any
+
 import click
 
 from benchmarks import (
@@ -23,6 +28,8 @@ from benchmarks import (
     targets,
 )
 from benchmarks.networks import NETWORKS
+from dffg.cli.options import worker_options
+from dffg.distributed import Workers, ray_workers
 from dffg.targets import TARGETS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"
@@ -36,6 +43,18 @@ networks = click.option("--networks", default=TABLE, callback=_names, show_defau
 seeds = click.option("--seeds", default="0,1,2", callback=lambda c, p, value: list(map(int, value.split(","))))
 
 
+def on_workers(command: Callable[..., None]) -> Callable[..., None]:
+    """Cells as tasks of Ray where it is asked for."""
+
+    @worker_options
+    @wraps(command)
+    def run(*arguments: Any, ray: str | None, workers: int | None, **options: Any) -> None:
+        with nullcontext() if ray is None else ray_workers(ray, count=workers) as started:
+            command(*arguments, workers=started, **options)
+
+    return run
+
+
 @click.group()
 def main() -> None:
     """Measurements behind the README."""
@@ -46,9 +65,13 @@ def main() -> None:
 @click.option("--networks", callback=_names, default="", help="Only these; default: those of the suite.")
 @click.option("--contestants", callback=_names, default="", help="Only labels that are in this list.")
 @click.option("--seeds", default="", help="Only these, like 0,1; default: those of the suite.")
-def run_arena(suite: str, networks: list[str], contestants: list[str], seeds: str) -> None:
+@on_workers
+def run_arena(suite: str, networks: list[str], contestants: list[str], seeds: str, workers: Workers | None) -> None:
     """Every generator of images through the same quantizers; goes on where an earlier run stopped."""
-    arena.run(arena.narrowed(arena.SUITES[suite], networks, contestants, [int(s) for s in seeds.split(",") if s]))
+    arena.run(
+        arena.narrowed(arena.SUITES[suite], networks, contestants, [int(s) for s in seeds.split(",") if s]),
+        workers=workers,
+    )
 
 
 @main.command("patches")
@@ -64,17 +87,21 @@ def run_patches(seeds: list[int], bits: list[str]) -> None:
 @seeds
 @click.option("--sources", default=",".join(int8.SOURCES), callback=_names, show_default=True)
 @click.option("--ranges", default="mse", callback=_names, show_default=True)
-def run_int8(networks: list[str], seeds: list[int], sources: list[str], ranges: list[str]) -> None:
+@on_workers
+def run_int8(
+    networks: list[str], seeds: list[int], sources: list[str], ranges: list[str], workers: Workers | None
+) -> None:
     """Accuracy of W8A8 in ONNX Runtime, by source of the calibration images."""
-    int8.run_suite(networks, seeds, sources, ranges)
+    int8.run_suite(networks, seeds, sources, ranges, workers=workers)
 
 
 @main.command("mixed")
 @click.option("--networks", default="mobilenet_v2,efficientnet_lite0", callback=_names, show_default=True)
 @seeds
-def run_mixed(networks: list[str], seeds: list[int]) -> None:
+@on_workers
+def run_mixed(networks: list[str], seeds: list[int], workers: Workers | None) -> None:
     """Widths of their own for every layer beside one width for all, at equal size, in ONNX Runtime."""
-    mixed.run_suite(networks, seeds)
+    mixed.run_suite(networks, seeds, workers=workers)
 
 
 @main.command("lowbits")
@@ -83,9 +110,17 @@ def run_mixed(networks: list[str], seeds: list[int]) -> None:
 @click.option("--sources", default=",".join(lowbits.SOURCES), callback=_names, show_default=True)
 @click.option("--bits", default=",".join(lowbits.BITS), callback=_names, show_default=True)
 @click.option("--methods", default=";".join(lowbits.METHODS), callback=lambda c, p, v: v.split(";"), show_default=True)
-def run_lowbits(networks: list[str], seeds: list[int], sources: list[str], bits: list[str], methods: list[str]) -> None:
+@on_workers
+def run_lowbits(
+    networks: list[str],
+    seeds: list[int],
+    sources: list[str],
+    bits: list[str],
+    methods: list[str],
+    workers: Workers | None,
+) -> None:
     """Accuracy of fewer bits in ONNX Runtime, by source of the images and by method."""
-    lowbits.run_suite(networks, seeds, sources, bits, methods)
+    lowbits.run_suite(networks, seeds, sources, bits, methods, workers=workers)
 
 
 @main.command("growth")
@@ -122,18 +157,20 @@ def run_targets(networks: list[str], names: list[str], sources: list[str]) -> No
 @networks
 @seeds
 @click.option("--changes", default=",".join(ablation.CHANGES), callback=_names, help="Default: all of them.")
-def run_ablation(networks: list[str], seeds: list[int], changes: list[str]) -> None:
+@on_workers
+def run_ablation(networks: list[str], seeds: list[int], changes: list[str], workers: Workers | None) -> None:
     """One factor of the iteration at a time, judged on unlabelled calibration images."""
-    ablation.run(networks, seeds, changes)
+    ablation.run(networks, seeds, changes, workers=workers)
 
 
 @main.command("diversity")
 @networks
 @seeds
 @click.option("--settings", default=",".join(diversity.SETTINGS), callback=_names, help="Default: all of them.")
-def run_diversity(networks: list[str], seeds: list[int], settings: list[str]) -> None:
+@on_workers
+def run_diversity(networks: list[str], seeds: list[int], settings: list[str], workers: Workers | None) -> None:
     """How different the images are, and whether it matters."""
-    diversity.run(networks, seeds, settings)
+    diversity.run(networks, seeds, settings, workers=workers)
 
 
 @main.command("latency")

@@ -5,18 +5,20 @@ Judged by KL divergence to the float network on real, unlabelled calibration ima
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import records, variants
+from benchmarks import cells, records, variants
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.simulated import BATCH, Simulated, quantizer
 from dffg.captured import Captured
 from dffg.chain import chain_generator, method_of, run_chain
 from dffg.config import SynthesisConfig
+from dffg.distributed import Workers
 from dffg.evaluation.metrics import kl_divergence
 from dffg.images import Array
 from dffg.synthesis import snapshots
@@ -161,22 +163,35 @@ class Judge:
         }
 
 
-def run(networks: list[str], seeds: list[int], changes: list[str]) -> None:
+def run(networks: list[str], seeds: list[int], changes: list[str], workers: Workers | None = None) -> None:
     """Measure every change on every network, and append what is not yet in the results."""
     done = {_key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
-        simulated = Simulated(benchmark)
-        judge = Judge(simulated, benchmark)
-        for seed in seeds:
-            for name in (REAL, "noise", *changes):
-                record = _describe(benchmark, name, seed)
-                if _key(record) in done or (name in PICTURES_ONLY and not benchmark.spec.is_pixels):
-                    continue
-                kl = judge.divergences(_images(benchmark, simulated.captured, name, seed))
-                records.append(SUITE, {**record, "kl": kl})
-                print(
-                    benchmark.name, name, seed, {key: round(value * 1000, 2) for key, value in kl.items()}, flush=True
-                )
+        names = [name for name in (REAL, "noise", *changes) if takes_part(name, benchmark)]
+        items = [(name, seed) for seed in seeds for name in names]
+        wanted = [item for item in items if _key(_describe(benchmark, *item)) not in done]
+        cells.measure(SUITE, _measured, wanted, prepare=_prepared, shared=benchmark, show=_summary, workers=workers)
+
+
+def takes_part(name: str, benchmark: Benchmark) -> bool:
+    """Whether a change means something for the inputs of a network."""
+    return name not in PICTURES_ONLY or benchmark.spec.is_pixels
+
+
+def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Simulated, Judge]:
+    simulated = Simulated(benchmark)
+    return benchmark, simulated, Judge(simulated, benchmark)
+
+
+def _measured(prepared: tuple[Benchmark, Simulated, Judge], item: tuple[str, int]) -> Iterator[dict[str, Any]]:
+    benchmark, simulated, judge = prepared
+    kl = judge.divergences(_images(benchmark, simulated.captured, *item))
+    yield {**_describe(benchmark, *item), "kl": kl}
+
+
+def _summary(row: dict[str, Any]) -> str:
+    kl = {key: round(value * 1000, 2) for key, value in row["kl"].items()}
+    return f"{row['network']} {row['change']} {row['seed']} {kl}"
 
 
 def _describe(benchmark: Benchmark, name: str, seed: int) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records
+from benchmarks import cells, records
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.peers import mct
 from benchmarks.simulated import BATCH, Simulated, quantizer
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
+from dffg.distributed import Workers
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import compare
 from dffg.images import Array, ImageSpec
@@ -163,39 +164,54 @@ class Made:
     peer: dict[str, Any] | None = None
 
 
-def run(suite: Suite, load: Callable[[tuple[str, ...]], Iterator[Benchmark]] = load_benchmarks) -> None:
+def run(
+    suite: Suite,
+    load: Callable[[tuple[str, ...]], Iterator[Benchmark]] = load_benchmarks,
+    workers: Workers | None = None,
+) -> None:
     """Measure every cell that is not in the results yet, and append it."""
     done = {key(record) for record in records.read(SUITE)}
     for benchmark in load(suite.networks):
-        simulated = Simulated(benchmark)
-        data = benchmark.evaluation.first(suite.examples)
-        inputs = Batches(data)
-        reference = simulated.float_answer(inputs)
-        for seed in suite.seeds:
-            for contestant in suite.contestants:
-                cell = {
-                    "network": benchmark.name,
-                    "generator": contestant.generator,
-                    "label": contestant.label,
-                    "seed": seed,
-                    "count": len(data),
-                    "config": config_of(contestant, seed),
-                }
-                if key(cell) in done:
-                    continue
-                made = make(benchmark, simulated.captured, contestant, seed)
-                if isinstance(made, str):
-                    print(f"skipped {contestant.label} on {benchmark.name}: {made}", flush=True)
-                    continue
-                cell |= {
-                    "images": COUNT,
-                    "seconds": made.seconds,
-                    "passes_per_image": made.passes_per_image,
-                    "peer": made.peer,
-                    "scores": _scores(simulated, contestant, made.inputs, inputs, reference, data),
-                }
-                records.append(SUITE, cell)
-                print(_summary(cell), flush=True)
+        benchmark = replace(benchmark, evaluation=benchmark.evaluation.first(suite.examples))
+        items = [(contestant, seed) for seed in suite.seeds for contestant in suite.contestants]
+        wanted = [item for item in items if key(_cell(benchmark, *item)) not in done]
+        cells.measure(SUITE, _measure, wanted, prepare=_Scorer, shared=benchmark, show=_summary, workers=workers)
+
+
+class _Scorer:
+    """A network with its evaluation inputs and the float answer to them."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark = benchmark
+        self.simulated = Simulated(benchmark)
+        self.inputs = Batches(benchmark.evaluation)
+        self.reference = self.simulated.float_answer(self.inputs)
+
+
+def _cell(benchmark: Benchmark, contestant: Contestant, seed: int) -> dict[str, Any]:
+    return {
+        "network": benchmark.name,
+        "generator": contestant.generator,
+        "label": contestant.label,
+        "seed": seed,
+        "count": len(benchmark.evaluation),
+        "config": config_of(contestant, seed),
+    }
+
+
+def _measure(scorer: _Scorer, item: tuple[Contestant, int]) -> Iterator[dict[str, Any]]:
+    contestant, _ = item
+    made = make(scorer.benchmark, scorer.simulated.captured, *item)
+    if isinstance(made, str):
+        raise cells.Skipped(f"{contestant.label} on {scorer.benchmark.name}: {made}")
+    yield {
+        **_cell(scorer.benchmark, *item),
+        "images": COUNT,
+        "seconds": made.seconds,
+        "passes_per_image": made.passes_per_image,
+        "peer": made.peer,
+        "scores": _scores(scorer, contestant, made.inputs),
+    }
 
 
 def make(benchmark: Benchmark, captured: Captured, contestant: Contestant, seed: int) -> Made | str:
@@ -260,16 +276,16 @@ def _make_by_peer(benchmark: Benchmark, seed: int) -> Made | str:
     return Made(inputs=inputs, seconds=made["seconds"], passes_per_image=PEER_ITERATIONS, peer=made)
 
 
-def _scores(
-    simulated: Simulated, contestant: Contestant, images: Array, inputs: Batches, reference: Array, data: Data
-) -> dict[str, dict[str, float]]:
+def _scores(scorer: _Scorer, contestant: Contestant, images: Array) -> dict[str, dict[str, float]]:
+    simulated, data = scorer.simulated, scorer.benchmark.evaluation
     histograms = simulated.observe(images)
     assert data.labels is not None
     scores = {}
     for bits in bits_for(contestant, data.spec):
         # sigma-noise is a pair: its ranges belong to it
         for ranges in ("sigma",) if contestant.generator == "sigma-noise" else RANGES:
-            accuracy = compare(reference, simulated.answer(histograms, quantizer(bits, ranges), inputs), data.labels)
+            answer = simulated.answer(histograms, quantizer(bits, ranges), scorer.inputs)
+            accuracy = compare(scorer.reference, answer, data.labels)
             scores[f"{bits} {ranges}"] = {
                 name: getattr(accuracy, name)
                 for name in ("float_top1", "drop_points", "standard_error", "kl_to_float", "kl_standard_error")

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import ablation, records
+from benchmarks import ablation, cells, records
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.simulated import BATCH, Simulated
 from dffg.captured import Captured
 from dffg.chain import Visit, method_of, run_chain
 from dffg.config import SynthesisConfig
+from dffg.distributed import Workers
 from dffg.graph import WEIGHTED, calls, with_output
 from dffg.images import Array
 from dffg.probe import Probe
@@ -65,21 +66,38 @@ class Made:
     gradients: list[Tensor] = field(default_factory=list)
 
 
-def run(networks: list[str], seeds: list[int], settings: Sequence[str]) -> None:
+def run(networks: list[str], seeds: list[int], settings: Sequence[str], workers: Workers | None = None) -> None:
     """Measure these settings on every network, and append what is not yet in the results."""
     done = {_key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
-        simulated = Simulated(benchmark)
-        judge = ablation.Judge(simulated, benchmark)
-        meter = Meter(simulated.captured, benchmark.real_images(COUNT, 0))
-        for seed, name in itertools.product(seeds, settings):
-            record = {"network": benchmark.name, "setting": name, "seed": seed, "config": _config(name, seed)}
-            if _key(record) in done or (name in ablation.PICTURES_ONLY and not benchmark.spec.is_pixels):
-                continue
-            made = make(benchmark, simulated.captured, name, seed)
-            record |= {**meter.measure(made), "kl": judge.divergences(made.inputs)}
-            records.append(SUITE, record)
-            print({key: value for key, value in record.items() if key != "config"}, flush=True)
+        names = [name for name in settings if ablation.takes_part(name, benchmark)]
+        items = [(name, seed) for seed, name in itertools.product(seeds, names)]
+        wanted = [item for item in items if _key(_describe(benchmark, *item)) not in done]
+        cells.measure(SUITE, _measured, wanted, prepare=_Instruments, shared=benchmark, show=_summary, workers=workers)
+
+
+class _Instruments:
+    """A network with what measures its images."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark = benchmark
+        self.simulated = Simulated(benchmark)
+        self.judge = ablation.Judge(self.simulated, benchmark)
+        self.meter = Meter(self.simulated.captured, benchmark.real_images(COUNT, 0))
+
+
+def _measured(instruments: _Instruments, item: tuple[str, int]) -> Iterator[dict[str, Any]]:
+    made = make(instruments.benchmark, instruments.simulated.captured, *item)
+    found = {**instruments.meter.measure(made), "kl": instruments.judge.divergences(made.inputs)}
+    yield {**_describe(instruments.benchmark, *item), **found}
+
+
+def _describe(benchmark: Benchmark, name: str, seed: int) -> dict[str, Any]:
+    return {"network": benchmark.name, "setting": name, "seed": seed, "config": _config(name, seed)}
+
+
+def _summary(row: dict[str, Any]) -> str:
+    return str({key: value for key, value in row.items() if key != "config"})
 
 
 def _key(record: dict[str, Any]) -> str:

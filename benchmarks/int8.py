@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import records
+from benchmarks import cells
 from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
 from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.distributed import Workers
 from dffg.evaluation.metrics import agreement, compare
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
@@ -66,17 +68,29 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def run_suite(networks: list[str], seeds: list[int], sources: list[str], ranges: list[str]) -> None:
+def run_suite(
+    networks: list[str], seeds: list[int], sources: list[str], ranges: list[str], workers: Workers | None = None
+) -> None:
     """Measure every cell and append it to the results."""
     for benchmark in load_benchmarks(networks):
-        captured = capture(benchmark.model, spec=benchmark.spec)
-        reference = outputs_of(benchmark.model, benchmark.evaluation)
-        for seed in seeds:
-            for source in sources:
-                images = torch.split(torch.from_numpy(SOURCES[source](benchmark, captured, seed)), 16)
-                for name in ranges:
-                    quantized = simulate(captured, images, QuantizationConfig(activation_ranges=name))
-                    _measure(benchmark, captured, quantized, reference, source, name, seed)
+        items = [(seed, source, ranges) for seed, source in itertools.product(seeds, sources)]
+        cells.measure(SUITE, _measured, items, prepare=_prepared, shared=benchmark, workers=workers)
+
+
+def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Captured, Array]:
+    captured = capture(benchmark.model, spec=benchmark.spec)
+    return benchmark, captured, outputs_of(benchmark.model, benchmark.evaluation)
+
+
+def _measured(
+    prepared: tuple[Benchmark, Captured, Array], item: tuple[int, str, list[str]]
+) -> Iterator[dict[str, Any]]:
+    """Cells of one seed and source, with any rules for ranges."""
+    (benchmark, captured, reference), (seed, source, ranges) = prepared, item
+    images = torch.split(torch.from_numpy(SOURCES[source](benchmark, captured, seed)), 16)
+    for name in ranges:
+        quantized = simulate(captured, images, QuantizationConfig(activation_ranges=name))
+        yield _measure(benchmark, captured, quantized, reference, source, name, seed)
 
 
 def _measure(
@@ -87,7 +101,7 @@ def _measure(
     source: str,
     ranges: str,
     seed: int,
-) -> None:
+) -> dict[str, Any]:
     assert benchmark.evaluation.labels is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -113,8 +127,7 @@ def _measure(
         }
         if source == OURS:
             record.update(_beside_simulation(benchmark, quantized, path, answer))
-    records.append(SUITE, record)
-    print(record, flush=True)
+    return record
 
 
 def _beside_simulation(benchmark: Benchmark, quantized: Quantized, path: Path, answer: Array) -> dict[str, float]:

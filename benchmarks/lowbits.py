@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import records
+from benchmarks.cells import measure as measure_cells
 from benchmarks.int8 import LAYERWISE_IMAGES, OURS
 from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
 from dffg.captured import Captured, capture
 from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig, SynthesisConfig
+from dffg.distributed import Workers
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
@@ -67,22 +69,49 @@ BUDGETS = {
 }
 
 
-def run_suite(networks: list[str], seeds: list[int], sources: list[str], bits: list[str], methods: list[str]) -> None:
+def run_suite(
+    networks: list[str],
+    seeds: list[int],
+    sources: list[str],
+    bits: list[str],
+    methods: list[str],
+    workers: Workers | None = None,
+) -> None:
     """Measure every cell that is not in the results yet, and append it."""
     done = {key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
-        captured = capture(benchmark.model, spec=benchmark.spec)
-        reference = outputs_of(benchmark.model, benchmark.evaluation)
-        for seed in seeds:
-            for source in sources:
-                wanted = [cell for cell in cells(benchmark.name, source, seed, bits, methods) if key(cell) not in done]
-                if not wanted:
-                    continue
-                images = Sets(benchmark, captured, source, seed)
-                for cell, decided, seconds in _decided(captured, images, wanted):
-                    measured = measure(benchmark, captured, decided.insert(), reference)
-                    records.append(SUITE, {**cell, "seconds": seconds, **measured})
-                    print(_summary({**cell, "seconds": seconds, **measured}), flush=True)
+        groups = [
+            [cell for cell in cells(benchmark.name, source, seed, [width], methods) if key(cell) not in done]
+            for seed in seeds
+            for source in sources
+            for width in bits
+        ]
+        wanted = [group for group in groups if group]
+        measure_cells(SUITE, _measured, wanted, prepare=_Prepared, shared=benchmark, show=_summary, workers=workers)
+
+
+class _Prepared:
+    """A network with its float answer, and the images that were used last."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark = benchmark
+        self.captured = capture(benchmark.model, spec=benchmark.spec)
+        self.reference = outputs_of(benchmark.model, benchmark.evaluation)
+        self._sets: tuple[tuple[str, int], Sets] | None = None
+
+    def sets(self, source: str, seed: int) -> Sets:
+        """Images of a source; the same as before where they are asked for again at once."""
+        if self._sets is None or self._sets[0] != (source, seed):
+            self._sets = (source, seed), Sets(self.benchmark, self.captured, source, seed)
+        return self._sets[1]
+
+
+def _measured(prepared: _Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cells of one source, seed and width."""
+    sets = prepared.sets(wanted[0]["source"], wanted[0]["seed"])
+    for cell, decided, seconds in _decided(prepared.captured, sets, wanted):
+        found = measure(prepared.benchmark, prepared.captured, decided.insert(), prepared.reference)
+        yield {**cell, "seconds": seconds, **found}
 
 
 def cells(network: str, source: str, seed: int, bits: list[str], methods: list[str]) -> list[dict[str, Any]]:
@@ -163,16 +192,15 @@ def _decided(
     captured: Captured, sets: Sets, wanted: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], Decided, float]]:
     """Each cell with what its method decides and the seconds that took; fine-tuning's include the reconstruction."""
-    reconstructed: dict[str, tuple[Decided, float]] = {}
+    reconstructed: tuple[Decided, float] | None = None
     for cell in wanted:
         bits, method, seed, budget = cell["bits"], cell["method"], cell["seed"], BUDGETS[cell["network"]]
         images = sets.of(method)
         if method in FIXED:
             yield cell, *_timed(_ranged, captured, images, bits, method)
             continue
-        if bits not in reconstructed:
-            reconstructed[bits] = _timed(_reconstructed, captured, images, bits, budget, seed)
-        decided, seconds = reconstructed[bits]
+        reconstructed = reconstructed or _timed(_reconstructed, captured, images, bits, budget, seed)
+        decided, seconds = reconstructed
         if method == FINETUNING:
             decided, more = _timed(_finetuned, decided, images, budget, seed)
             seconds += more

@@ -8,17 +8,21 @@ measured again.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from benchmarks import records
+from benchmarks.cells import measure as measure_cells
 from benchmarks.lowbits import measure
-from benchmarks.networks import load_benchmarks, outputs_of
+from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
 from benchmarks.tables import Records, latest, mean_and_deviation, spread, unique
-from dffg.captured import capture
+from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.distributed import Workers
+from dffg.images import Array
 from dffg.quant.allocation import Problem, allocate
 from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
@@ -35,26 +39,34 @@ UNIFORM_BITS = ("W8A8", "W4A8")
 _OPTIONS: dict[str, Any] = {"weight_rounding": "squant", "bias_correction": "analytic", "equalize": "none"}
 
 
-def run_suite(networks: list[str], seeds: list[int]) -> None:
+def run_suite(networks: list[str], seeds: list[int], workers: Workers | None = None) -> None:
     """Measure every cell that is not in the results yet, and append it."""
     done = {key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
-        captured = capture(benchmark.model, spec=benchmark.spec)
-        reference = outputs_of(benchmark.model, benchmark.evaluation)
-        for seed in seeds:
-            wanted = [cell for cell in cells(benchmark.name, seed) if key(cell) not in done]
-            if not wanted:
-                continue
-            images = torch.from_numpy(synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=seed)).inputs)
-            seen, config = look(captured, torch.split(images, 16), _uniform("W8A8")), _mixed(SIZES[0])
-            problem = pose(
-                seen.float_module, seen.placement, torch.split(images, 16), seen.histograms, captured.spec, config
-            )
-            for cell in wanted:
-                quantized = insert(seen.float_module, _settled(cell, seen, problem), None)
-                measured = measure(benchmark, captured, quantized, reference)
-                records.append(SUITE, {**cell, **measured})
-                print({**cell, "config": "", **measured}, flush=True)
+        groups = [[cell for cell in cells(benchmark.name, seed) if key(cell) not in done] for seed in seeds]
+        wanted = [group for group in groups if group]
+        measure_cells(SUITE, _measured, wanted, prepare=_prepared, shared=benchmark, show=_summary, workers=workers)
+
+
+def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Captured, Array]:
+    captured = capture(benchmark.model, spec=benchmark.spec)
+    return benchmark, captured, outputs_of(benchmark.model, benchmark.evaluation)
+
+
+def _measured(prepared: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cells of one seed."""
+    benchmark, captured, reference = prepared
+    made = synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=wanted[0]["seed"]))
+    images = torch.split(torch.from_numpy(made.inputs), 16)
+    seen = look(captured, images, _uniform("W8A8"))
+    problem = pose(seen.float_module, seen.placement, images, seen.histograms, captured.spec, _mixed(SIZES[0]))
+    for cell in wanted:
+        quantized = insert(seen.float_module, _settled(cell, seen, problem), None)
+        yield {**cell, **measure(benchmark, captured, quantized, reference)}
+
+
+def _summary(row: dict[str, Any]) -> str:
+    return str({**row, "config": ""})
 
 
 def cells(network: str, seed: int) -> list[dict[str, Any]]:

@@ -19,11 +19,16 @@ RESULTS = Path(os.environ.get("DFFG_BENCHMARK_RESULTS") or Path(__file__).parent
 
 
 def append(suite: str, record: dict[str, Any]) -> None:
-    """Add one result to a suite, with commit and environment."""
-    full = {**record, "commit": _commit(), "environment": asdict(describe_environment(torch.get_num_threads()))}
+    """Add one result to a suite, with the commit, and the environment where it does not name another."""
+    full = {**record, "commit": _commit(), "environment": record.get("environment") or environment()}
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{suite}.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(full) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor and threads of this process."""
+    return asdict(describe_environment(torch.get_num_threads()))
 
 
 def read(suite: str) -> list[dict[str, Any]]:

@@ -37,10 +37,11 @@ from dffg.fold import fold_batch_norms
 from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, parse_bounds, parse_numbers, parse_shape
 from dffg.jobs import read_jobs
 from dffg.models import load_weights
+from dffg.onnx_file import described
 from dffg.quant.placement import prepare
 from dffg.quant.simulate import decide
 from dffg.quant.stored import load_parameters, tensors_of
-from dffg.report.result import load_report
+from dffg.report.result import SCHEMA_VERSION, load_report
 from tests.networks import captured, small_conv
 
 Parse = Callable[[Any], Any]
@@ -54,11 +55,6 @@ _numbers = st.one_of(
 )
 
 
-def _text(*words: str) -> st.SearchStrategy[str]:
-    """Words of a grammar and numbers in any order, or anything."""
-    return st.lists(st.sampled_from(words) | _numbers, max_size=8).map("".join) | st.text(max_size=30)
-
-
 @st.composite
 def _damaged(draw: st.DrawFn, content: bytes) -> bytes:
     """Some bytes exchanged, cut off or put in."""
@@ -68,6 +64,12 @@ def _damaged(draw: st.DrawFn, content: bytes) -> bytes:
         length = draw(st.sampled_from((0, 1, 1, 4, len(changed))))
         changed[start : start + length] = draw(st.binary(max_size=8))
     return bytes(changed)
+
+
+def _text(*words: str, like: str = "") -> st.SearchStrategy[str]:
+    """Words of a grammar and numbers in any order, an example with some letters changed, or anything."""
+    changed = _damaged(like.encode()).map(lambda content: content.decode("utf-8", "replace"))
+    return st.lists(st.sampled_from(words) | _numbers, max_size=8).map("".join) | changed | st.text(max_size=30)
 
 
 _plain = st.recursive(
@@ -129,10 +131,16 @@ _arrays = st.builds(
 ).map(_npy)
 
 
-def _archives(**members: bytes) -> st.SearchStrategy[bytes]:
-    """Archives with some of these members, whole, damaged or exchanged for any array."""
-    parts = {name: st.one_of(st.just(content), _damaged(content), _arrays) for name, content in members.items()}
-    return st.fixed_dictionaries({}, optional=parts).map(_zipped)
+@st.composite
+def _archives(draw: st.DrawFn, **members: bytes) -> bytes:
+    """An archive of these members, a few of them left out, damaged or exchanged for any array."""
+    changed = dict(members)
+    for name in draw(st.lists(st.sampled_from(sorted(members)), max_size=3)):
+        part = draw(st.none() | _damaged(members[name]) | _arrays)
+        changed.pop(name, None)
+        if part is not None:
+            changed[name] = part
+    return _zipped(changed)
 
 
 IMAGES, LABELS = _npy(np.zeros((2, *SHAPE), np.uint8)), _npy(np.arange(2))
@@ -143,6 +151,7 @@ METADATA = {
     "snapshots": [asdict(SnapshotRecord(chain=0, step=15, loss=0.5, count=2))],
 }
 REPORT = {
+    "schema_version": SCHEMA_VERSION,
     "images": {"source": "synthetic images", "count": 8, "chains": 1, "steps": 4, "passes": 4},
     "synthesis": asdict(SynthesisConfig()),
     "quantization": asdict(QuantizationConfig()),
@@ -238,12 +247,21 @@ def _yaml(example: bytes) -> st.SearchStrategy[bytes]:
 
 
 PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
-    "bits": (_text("W", "A", "w", "a", "8", "4", "-", "W4A8"), Scheme.parse),
-    "budget": (_text("size=", "bops=", "bits=", "latency", "x", "MB", "kB", ".", "-", "0.5", "4"), Budget.parse),
-    "shape": (_text("x", "3", "224", "-"), lambda text: ImageSpec(shape=parse_shape(text))),
-    "numbers": (_text(",", ".", "-"), lambda text: ImageSpec(shape=(3, 2, 2), mean=parse_numbers(text))),
-    "deviations": (_text(",", ".", "-"), lambda text: ImageSpec(shape=(3, 2, 2), std=parse_numbers(text))),
-    "bounds": (_text(":", ".", "-"), lambda text: ImageSpec(shape=(3, 2, 2), bounds=parse_bounds(text))),
+    "bits": (_text("W", "A", "w", "a", "8", "4", "-", like="W4A8"), Scheme.parse),
+    "budget": (
+        _text("size=", "bops=", "bits=", "latency", "x", "MB", "kB", ".", "-", "0.5", "4", like="size=0.5x"),
+        Budget.parse,
+    ),
+    "shape": (_text("x", "3", "224", "-", like="3x224x224"), lambda text: ImageSpec(shape=parse_shape(text))),
+    "numbers": (
+        _text(",", ".", "-", like="0.5,0.25,1e-3"),
+        lambda text: ImageSpec(shape=(3, 2, 2), mean=parse_numbers(text)),
+    ),
+    "deviations": (
+        _text(",", ".", "-", like="0.5,0.25,1e-3"),
+        lambda text: ImageSpec(shape=(3, 2, 2), std=parse_numbers(text)),
+    ),
+    "bounds": (_text(":", ".", "-", like="-1:2.5"), lambda text: ImageSpec(shape=(3, 2, 2), bounds=parse_bounds(text))),
     "options": (_OPTIONS, _configure),
     "recipe.yaml": (_yaml(RECIPE), lambda content: recipe.read(_written("recipe.yaml", content), KNOWN)),
     "jobs.yaml": (_yaml(JOBS), lambda content: read_jobs(_written("jobs.yaml", content), KNOWN)),
@@ -255,6 +273,10 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
     "data.npz": (
         _damaged(DATA) | _archives(images=IMAGES, features=IMAGES, labels=LABELS),
         lambda content: load_data(_written("data.npz", content), SPEC, labelled=True),
+    ),
+    "description": (
+        _changed(asdict(SPEC)).map(json.dumps) | _plain.map(json.dumps) | _text("{", "}", "[", ":", '"', like="{}"),
+        described,
     ),
     "images.npz": (
         st.tuples(_changed(METADATA), st.sampled_from(("images", "features")), _arrays | _damaged(IMAGES)).map(
@@ -271,7 +293,7 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
 
 @cache
 def _module() -> fx.GraphModule:
-    return fold_batch_norms(captured("gray"))
+    return prepare(fold_batch_norms(captured("gray")))
 
 
 @cache
@@ -300,7 +322,7 @@ def _load_checkpoint(content: bytes) -> Any:
 HEAVY_PARSERS: dict[str, tuple[Callable[[], st.SearchStrategy[Any]], Parse]] = {
     "parameters.npz": (
         lambda: _archives(**_parameters()),
-        lambda content: load_parameters(_written("parameters.npz", content), prepare(_module())),
+        lambda content: load_parameters(_written("parameters.npz", content), _module()),
     ),
     "weights.pth": (
         lambda: _damaged(_torch_bytes(_states())),

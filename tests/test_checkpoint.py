@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
 
-from dffg.checkpoint import Checkpoint, fingerprint, sealed
+from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work, sealed
 from dffg.config import FinetuneConfig, ReconstructionConfig, SynthesisConfig
+from dffg.errors import OutputError
 from dffg.graph import copy_module
 from dffg.images import ImageSpec
 from dffg.quant import finetune as finetuning
@@ -152,3 +154,12 @@ def test_synthesis_goes_on_behind_the_last_chain(kept, options):
     assert whole.losses == resumed.losses
     assert [len(losses) for losses in whole.losses] == [4, 4, 4, 2]
     assert isinstance(network.spec, ImageSpec)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000])
+def test_a_note_of_unfinished_work_that_cannot_be_read_says_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "work.json").write_text(content)
+    refuse_other_work(tmp_path, {"bits": "W4A4"})
+    (tmp_path / "work.json").write_text('{"bits": "W2A2"}')
+    with pytest.raises(OutputError, match="bits was W2A2 and is W4A4"):
+        refuse_other_work(tmp_path, {"bits": "W4A4"})

@@ -53,7 +53,7 @@ def ray():
     """A cluster of four processors on this machine, whatever it has."""
     module = pytest.importorskip("ray", reason="Ray is missing; pip install 'dffg[ray]'")
     with pytest.MonkeyPatch.context() as changed:
-        changed.setenv("PYTHONPATH", str(Path(__file__).parent.parent))  # what workers run is in this file
+        changed.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")  # what workers run is here, too
         with ray_workers(count=4):
             yield module
 

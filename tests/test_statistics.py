@@ -55,10 +55,11 @@ def test_statistics_are_those_of_a_batch_norm_in_train_mode(shape, layer):
     assert torch.allclose(var, reference.running_var * (count - 1) / count, rtol=1e-5)
 
 
-def test_statistics_per_image_are_those_of_every_image_alone():
-    x = activation(5, 3, 4, 6)
+@pytest.mark.parametrize("shape", [(5, 3, 4, 6), (1, 3, 1, 2)])
+def test_statistics_per_image_are_those_of_every_image_alone(shape):
+    x = activation(*shape)
     mean, var = input_statistics(x, per_image=True)
-    assert mean.shape == var.shape == (5, 3)
+    assert mean.shape == var.shape == shape[:2]
     for index, image in enumerate(x.numpy()):
         assert mean[index].numpy() == pytest.approx(image.mean((1, 2)), rel=1e-5)
         assert var[index].numpy() == pytest.approx(image.var((1, 2)), rel=1e-4)
@@ -102,8 +103,9 @@ def test_the_loss_is_zero_where_the_statistics_match():
     assert float(layer_loss(norm_of(mean, var), x)) == pytest.approx(0, abs=1e-10)
 
 
-def test_a_mean_one_deviation_off_costs_one():
-    x = activation(4, 3, 5, 5)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mean_one_deviation_off_costs_one(channels):
+    x = activation(4, channels, 5, 5)
     mean, var = input_statistics(x)
     assert float(layer_loss(norm_of(mean + (var + EPS).sqrt(), var), x)) == pytest.approx(1, rel=1e-4)
 

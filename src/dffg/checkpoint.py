@@ -40,7 +40,7 @@ def refuse_other_work(directory: Path, work: dict[str, str], *, anew: bool = Fal
 def _read_work(directory: Path) -> dict[str, str]:
     try:
         found = json.loads((directory / _WORK_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

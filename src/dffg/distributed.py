@@ -130,11 +130,16 @@ class Workers:
                 for reference in running:
                     ray.cancel(reference, force=True)
 
-    def _room(self) -> int:
-        """Tasks that may be on their way. A cluster may have grown since the last look."""
+    @property
+    def at_once(self) -> int:
+        """Tasks that can run at the same time. A cluster may have grown since the last look."""
         if self._count is not None:
             return self._count
-        return _AHEAD * max(1, int(self._ray.cluster_resources().get("CPU", 1)) // self._threads)
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)) // self._threads)
+
+    def _room(self) -> int:
+        """Tasks that may be on their way."""
+        return self.at_once if self._count is not None else _AHEAD * self.at_once
 
 
 def _run(what: _Shared, function: Callable[[Any, Item], Any], item: Item) -> Any:

@@ -31,9 +31,12 @@ def read_spec(path: Path) -> ImageSpec | None:
 def spec_of(model: onnx.ModelProto) -> ImageSpec | None:
     """As `read_spec`, of a file that is read."""
     stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
-    if stored is None:
-        return None
+    return None if stored is None else described(stored)
+
+
+def described(text: str) -> ImageSpec:
+    """The input that a file describes with these words of ours. Raises InputError where they are damaged."""
     try:
-        return ImageSpec.from_dict(json.loads(stored))
-    except (ValueError, TypeError) as error:
+        return ImageSpec.from_dict(json.loads(text))
+    except Exception as error:  # whatever a damaged text makes the readers raise
         raise InputError(f"the file's description of its input ({METADATA_KEY}) is damaged: {error}") from error

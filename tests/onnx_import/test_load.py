@@ -179,7 +179,9 @@ def _described(spec: ImageSpec) -> str:
     return json.dumps(dataclasses.asdict(spec))
 
 
-@pytest.mark.parametrize("description", ["{", '{"shape": 3}', '{"shape": [3, 4, 4], "color": 1}'])
+@pytest.mark.parametrize(
+    "description", ["{", '{"shape": 3}', '{"shape": [3, 4, 4], "color": 1}', "[1]", '"x"', "[" * 100_000]
+)
 def test_damaged_description_is_named(description: str, tmp_path: Path) -> None:
     made = norm_and(node("Relu", ["n"], ["y"]))
     helper.set_model_props(made, {"dffg.input": description})

@@ -9,7 +9,9 @@ from dffg.quant.affine import (
     bias_qparams,
     dequantize,
     fake_quantize,
+    per_channel,
     quantize,
+    signed_qparams,
     weight_qparams,
     widen_for_bias,
 )
@@ -126,6 +128,30 @@ def test_a_range_of_no_width_still_has_a_scale(low, high):
     assert torch.isfinite(1 / qparams.scale)
     assert fake_quantize(torch.zeros(3), qparams).tolist() == [0, 0, 0]
     assert torch.isfinite(fake_quantize(torch.ones(3), qparams)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 1.5), (-1.5, 3.0), (1.0, 3.0)])
+def test_signed_parameters_put_the_larger_end_at_the_largest_integer(low, high, bits):
+    qparams = signed_qparams(low, high, bits)
+    largest = {2: 1, 5: 15, 8: 127}[bits]
+    assert (qparams.quant_min, qparams.quant_max, int(qparams.zero_point)) == (-largest - 1, largest, 0)
+    assert float(qparams.scale) == pytest.approx(3.0 / largest)
+    assert (qparams.scale.dtype, qparams.zero_point.dtype) == (torch.float32, torch.int8)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_parameters_know_their_width(bits):
+    made = (activation_qparams(-1.0, 2.0, bits), signed_qparams(-1.0, 2.0, bits), weight_qparams(torch.ones(2), bits))
+    assert [qparams.bits for qparams in made] == [bits] * 3
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4, 4)])
+def test_values_per_channel_meet_the_output_channels(shape):
+    values = torch.tensor([1.0, 2.0, 3.0])
+    product = torch.ones(shape) * per_channel(values, torch.ones(shape))
+    assert [channel.unique().tolist() for channel in product] == [[1.0], [2.0], [3.0]]
+    assert product.shape == shape
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])

@@ -81,6 +81,28 @@ def test_no_value_is_lost_and_none_is_moved_by_more_than_a_bin(stream):
     assert (spread - data).abs().max() <= 1.001 * bin_width(histogram)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kept"), [((2, 3, 30, 30), 10), ((2, 3, 64), 4), ((2, 3, 8, 8, 8), 3), ((2, 900), 0)]
+)
+def test_a_sample_takes_every_so_many_rows_and_columns(shape, kept, monkeypatch):
+    monkeypatch.setattr(ranges, "_SAMPLED", {30: 600, 64: 24, 8: 113, 900: 10}[shape[-1]])
+    sample = ranges._sample(torch.zeros(shape))
+    assert sample.shape == (*shape[:2], *[kept] * (len(shape) - 2))
+    assert sample.numel() >= ranges._SAMPLED
+
+
+@pytest.mark.parametrize("data", [randn(5000).relu() - 0.3, 0.5 - randn(5000).relu(), 2 + randn(5000)], ids=str)
+def test_mirrored_counts_every_value_and_its_negative(data):
+    mirrored, both = histogram_of(data).mirrored(), torch.cat([data, -data]).double()
+    assert (mirrored.low, mirrored.high) == pytest.approx((-float(data.abs().max()), float(data.abs().max())))
+    assert float(mirrored.counts.sum()) == len(both)
+    width = mirrored.bin_width
+    for edge in np.linspace(mirrored.low, mirrored.high, 9):
+        below = float(mirrored.counts[mirrored.centers < edge].sum())
+        # a value moves by a bin of either histogram at most
+        assert int((both < edge - 2 * width).sum()) <= below <= int((both < edge + 2 * width).sum())
+
+
 def test_the_bins_stay_fine_enough():
     histogram = histogram_of(*STREAMS["growing-both-ways"])
     assert len(histogram.counts) == 2048
@@ -205,6 +227,21 @@ def test_sigma_is_many_deviations_of_the_positive_values(bits, sigmas):
     low, high = sigma_range(histogram, bits, CONFIG)
     assert low == 0
     assert high == pytest.approx(sigmas * half_normal_std(3), rel=0.02)
+
+
+def test_sigma_leaves_out_the_zeros_on_either_side():
+    values = torch.cat([torch.zeros(2000), -randn(2000).abs()])
+    low, high = sigma_range(histogram_of(values), 8, CONFIG)
+    assert (low, high) == (pytest.approx(-25 * float(values[2000:].std()), rel=0.02), 0.0)
+
+
+def test_all_percent_end_at_the_last_bin():
+    """Shares that are summed up may stay below 1."""
+    histogram = histogram_of(torch.linspace(0, 1, 2048))
+    histogram.counts = torch.full_like(histogram.counts, 0.1)
+    assert float(histogram.counts.cumsum(0)[-1]) < float(histogram.counts.sum())
+    everything = QuantizationConfig(percentile=100.0)
+    assert percentile_range(histogram, 8, everything) == pytest.approx((0.0, 1.0), abs=1e-3)
 
 
 def test_sigma_looks_at_each_side_alone():

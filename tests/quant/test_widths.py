@@ -3,7 +3,7 @@ import pytest
 from dffg.config import QuantizationConfig
 from dffg.fold import fold_batch_norms
 from dffg.quant.placement import place, prepare
-from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
+from dffg.quant.widths import input_tensor, quantized_layers, stored_bits, uniform_widths
 from tests.networks import captured
 
 
@@ -36,3 +36,7 @@ def test_outer_layers_have_weights_and_inputs_of_another_width(name):
     assert len(outer) == 2
     assert {name for name, bits in widths.activations.items() if bits == 6} == outer
     assert {name for name, bits in widths.activations.items() if bits == 5} == read_by_layers(module, placement) - outer
+
+
+def test_widths_are_stored_in_the_narrowest_type_that_holds_them():
+    assert [stored_bits(bits) for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]

@@ -326,7 +326,7 @@ def test_what_is_needed_to_go_on_can_be_read_again(tmp_path):
     assert found.equalized == RESULT.equalized
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"images": {}}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"images": {}}', "[" * 100_000])
 def test_a_report_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(InputError, match="is not a report"):

@@ -16,7 +16,7 @@ from dffg.errors import InputError, first_line
 from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.images import Array, ImageSpec
-from dffg.onnx_file import METADATA_KEY
+from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.simulate import Quantized
 
 _HEAVY = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
@@ -86,7 +86,7 @@ def read_spec(path: Path) -> ImageSpec | None:
     model = _read(path)
     if not model.has_rt_info([METADATA_KEY]):
         return None
-    return ImageSpec.from_dict(json.loads(model.get_rt_info([METADATA_KEY]).astype(str)))
+    return described(model.get_rt_info([METADATA_KEY]).astype(str))
 
 
 def _convert(source: Path, spec: ImageSpec, path: Path) -> None:

@@ -26,7 +26,7 @@ from dffg.errors import ExportError, InputError, first_line
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.graph import WEIGHTED, Tap, aten, calls, standalone
 from dffg.images import Array, ImageSpec
-from dffg.onnx_file import METADATA_KEY
+from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized
 
@@ -101,7 +101,7 @@ def read_spec(path: Path) -> ImageSpec | None:
     """The input description that dffg wrote into a file; None in files of others."""
     stored = {METADATA_KEY: ""}
     _load(path, stored)
-    return ImageSpec.from_dict(json.loads(stored[METADATA_KEY])) if stored[METADATA_KEY] else None
+    return described(stored[METADATA_KEY]) if stored[METADATA_KEY] else None
 
 
 def _load(path: Path, extra_files: dict[str, Any] | None = None) -> ExportedProgram:

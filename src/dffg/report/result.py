@@ -168,7 +168,7 @@ def read_report(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is missing; give the directory that quantize has written.")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a report: {error}.") from error
     if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{path} is not a report of this version of dffg; quantize again.")
