@@ -211,7 +211,7 @@ FAMILIES: dict[str, Family] = {
     "prelu": Family(
         name="ResNet-18 with PReLU",
         what="PReLU",
-        make=lambda: timm("resnet18", act_layer=nn.PReLU),
+        make=lambda: timm("resnet18", act_layer=lambda inplace: nn.PReLU()),
         input=_pictures("3x64x64"),
     ),
     "regnet": Family(

@@ -202,7 +202,7 @@ def _export(
 
 
 def _dynamic_batches(model: nn.Module, count: int) -> tuple[Any, ...]:
-    """A dynamic batch of every input, in the order and nesting of the arguments of `forward`, which may have `*more`."""
+    """A dynamic batch of every input, nested as in the arguments of `forward`, which may have `*more`."""
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else count
     if count <= named:

@@ -215,7 +215,7 @@ def test_several_inputs_and_outputs_keep_their_names(dynamo: bool, count: int, t
     original, path = randomize(Meeting()), tmp_path / "model.onnx"
     names = {"input_names": ["picture", "a:b"], "output_names": ["scores", "found"]}
     free: dict[str, Any] = {"dynamic_shapes": ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC})} if dynamo else {}
-    free = free or {"dynamic_axes": dict.fromkeys(names["input_names"], {0: "batch"})}
+    free = free or {"dynamic_axes": {name: {0: "batch"} for name in names["input_names"]}}
     example = (torch.zeros(count, 3, 8, 8), torch.zeros(count, 5))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
