@@ -128,7 +128,7 @@ class SsdLite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         whole = torchvision("ssdlite320_mobilenet_v3_large", weights_backbone=None)
-        self.backbone, self.head = whole.backbone, whole.head
+        self.backbone, self.head = whole.get_submodule("backbone"), whole.get_submodule("head")
 
     def forward(self, x: Tensor) -> Any:
         return self.head(list(self.backbone(x).values()))
