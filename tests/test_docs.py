@@ -67,7 +67,7 @@ def test_what_a_page_shows_runs(page: str, folder: Path) -> None:
         elif language == "python" and not title:
             run([sys.executable, "-c", body], folder)
         else:
-            assert title, f"{page} has a block of {language} that is not run"
+            assert title or language not in ("python", "shell", "console"), f"{page} has a block that is not run"
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES)])
