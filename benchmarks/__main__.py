@@ -14,6 +14,7 @@ from benchmarks import (
     arena,
     chain_picture,
     diversity,
+    families,
     growth,
     handover,
     int8,
@@ -151,6 +152,13 @@ def run_step(networks: list[str], batch: int, size: int | None, threads: int, ro
 def run_targets(networks: list[str], names: list[str], sources: list[str]) -> None:
     """Every runtime that can be written for, on the same images."""
     targets.run_suite(networks, sources, names)
+
+
+@main.command("families")
+@click.option("--names", default=",".join(families.FAMILIES), callback=_names, show_default=True)
+def run_families(names: list[str]) -> None:
+    """Every family of networks through the command line: verified or not, and what stays in float."""
+    families.run_suite(names)
 
 
 @main.command("ablation")

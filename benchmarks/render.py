@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import arena_tables, figures, handover, lowbits_tables, mixed, patches, scale, tables, targets
+from benchmarks import arena_tables, families, figures, handover, lowbits_tables, mixed, patches, scale, tables, targets
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "patches": patches.patches_table,
     "scale": scale.scale_table,
     "scale_simulated": scale.scale_simulated_table,
+    "families": families.families_table,
     "targets": targets.targets_table,
 }
 

@@ -131,6 +131,46 @@ def test_what_cannot_be_joined_is_named(answer: object, message: str) -> None:
         capture(Returns(answer), input_shape=[(3, 4, 4), (3, 4, 4)])
 
 
+class Indexed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(10, 4), nn.BatchNorm1d(4)
+
+    def forward(self, values: Tensor, ids: Tensor) -> Tensor:
+        return self.norm(values) + self.table(ids)
+
+
+def test_inputs_of_whole_numbers_are_refused_with_what_to_do() -> None:
+    model, batch = randomize(Indexed()), {0: Dim.DYNAMIC}
+    with pytest.raises(InputError, match=r"fails on an input of shape 4/1(.|\n)*float32; give a network that begins"):
+        capture(model, input_shape=[(4,), (1,)])
+    given = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
+    program = torch.export.export(model, given, dynamic_shapes=(batch, batch))
+    with pytest.raises(CaptureError, match=r"input ids is torch.int64. Inputs are float32; give a network that begins"):
+        capture(program)
+
+
+class Starred(nn.Module):
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.norm, self.forward = nn.BatchNorm1d(4), self.first_named if named else self.none_named
+
+    def first_named(self, x: Tensor, *more: Tensor) -> Tensor:
+        return self.norm(x) + sum(more)
+
+    def none_named(self, *inputs: Tensor) -> Tensor:
+        return self.norm(inputs[0]) + sum(inputs[1:])
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_forward_with_any_number_of_arguments_is_captured(named: bool, count: int) -> None:
+    model = Starred(named).eval()
+    made = capture(model, input_shape=[(4,)] * count)
+    parts = [torch.rand(5, 4) for _ in range(count)]
+    torch.testing.assert_close(made.module(torch.cat(parts, 1)), model(*parts))
+
+
 def test_a_wrong_number_of_inputs_says_how_they_are_described() -> None:
     with pytest.raises(CaptureError, match=r"does not take one tensor(.|\n)*--input 3x224x224/8"):
         capture(detector(), spec=PICTURE)

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import shutil
+import subprocess
 import sys
 import warnings
 import zipfile
@@ -21,7 +23,7 @@ from torch.export import Dim
 
 from dffg.captured import capture
 from dffg.errors import CaptureError, InputError
-from dffg.models import load_model, load_weights, refuse_code
+from dffg.models import Loaded, load_model, load_weights, refuse_code
 from tests.networks import inputs, randomize, small_conv
 
 FACTORIES = """
@@ -554,3 +556,39 @@ def test_file_that_is_no_archive_is_refused(tmp_path, trust):
     write_archive(path, {"readme.txt": "not a program"})
     with pytest.raises(InputError, match=r"is not a readable torch\.export archive"):
         load_model(str(path), trust=trust)
+
+
+@pytest.fixture
+def saved_by_timm(tmp_path: Path) -> Path:
+    """A network as timm writes it for the hub: weights as safetensors, and what its input looks like."""
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=7)
+    model.pretrained_cfg |= {"input_size": (3, 64, 64), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    timm.models.save_for_hf(model, str(tmp_path / "saved"), safe_serialization=True)
+    torch.save(model.state_dict(), tmp_path / "expected.pth")
+    return tmp_path / "saved"
+
+
+def is_what_was_saved(loaded: Loaded, expected: Path) -> bool:
+    assert loaded.spec is not None
+    assert (loaded.spec.shape, loaded.spec.mean, loaded.spec.std) == ((3, 64, 64), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert isinstance(loaded.model, torch.nn.Module)
+    state = loaded.model.state_dict()
+    return all(torch.equal(state[name], value) for name, value in torch.load(expected, weights_only=True).items())
+
+
+def test_a_folder_that_timm_wrote_is_loaded(saved_by_timm: Path, tmp_path: Path) -> None:
+    assert is_what_was_saved(load_model(f"timm:local-dir:{saved_by_timm}"), tmp_path / "expected.pth")
+
+
+def test_a_network_of_the_hub_comes_from_the_cache(saved_by_timm: Path, tmp_path: Path) -> None:
+    """In a process of its own, since the hub's library reads where its cache is when it is imported."""
+    cached = tmp_path / "hf" / "hub" / "models--user--net"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved_by_timm, cached / "snapshots" / ("0" * 40))
+    code = "import sys; from tests.test_models import *; sys.exit(not is_what_was_saved("
+    code += f"load_model('timm:hf-hub:user/net'), Path({str(tmp_path / 'expected.pth')!r})))"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "DFFG_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1], check=True)

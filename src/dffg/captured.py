@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +31,9 @@ _NAMED_PADDINGS: dict[Any, Any] = {
     aten.conv3d.padding: aten.conv3d.default,
 }
 _RELATIVE_TOLERANCE = 1e-4
+_FLOAT_ONLY = (
+    "Inputs are float32; give a network that begins behind what takes integers, such as the result of an embedding."
+)
 _DYNAMIC_BATCH = ({0: Dim.DYNAMIC},)
 
 
@@ -107,7 +112,7 @@ def capture(
         shapes = program_input_shapes(model)
     spec, notes = _complete_spec(spec, shapes)
     program, more_notes = _export(model, example_inputs, spec)
-    module = _functional_module(program)
+    module = _functional_module(program, getattr(model, "input_names", ()))
     batch_norms = find_batch_norms(module)
     _check_weights(module)
     _check_same_answer(program, module, spec)
@@ -200,13 +205,22 @@ def _export(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(quiet, given, dynamic_shapes=_DYNAMIC_BATCH * len(given)), notes
+            return torch.export.export(quiet, given, dynamic_shapes=_dynamic_batches(quiet, len(given))), notes
     except Exception as error:
         raise CaptureError(
             f"torch.export cannot capture this network: {first_line(error)}\nUsual causes are Python control flow on "
             "tensor values, calls to .item() or numpy inside forward, and shapes that fix the batch size; change those "
             "lines, or export it yourself with torch.export and give the .pt2 file."
         ) from error
+
+
+def _dynamic_batches(model: nn.Module, count: int) -> tuple[Any, ...]:
+    """A dynamic batch of every input, nested as in the arguments of `forward`, which may have `*more`."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else count
+    if count <= named:
+        return _DYNAMIC_BATCH * count
+    return (*_DYNAMIC_BATCH * named, _DYNAMIC_BATCH * (count - named))
 
 
 def _examples(model: nn.Module, example_inputs: tuple[Tensor, ...], spec: ImageSpec) -> tuple[Tensor, ...]:
@@ -241,10 +255,8 @@ def _try_forward(model: nn.Module, given: tuple[Tensor, ...], spec: ImageSpec) -
     except DffgError:
         raise
     except Exception as error:
-        raise InputError(
-            f"the network fails on an input of shape {shape}: {first_line(error)}\n"
-            "Give the right one with --input CxHxW."
-        ) from error
+        hint = _FLOAT_ONLY if "indices" in str(error) else "Give the right one with --input CxHxW."
+        raise InputError(f"the network fails on an input of shape {shape}: {first_line(error)}\n{hint}") from error
 
 
 def _require_shape(program: ExportedProgram, spec: ImageSpec) -> None:
@@ -260,7 +272,9 @@ def program_input_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
     values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
     if not values or not all(isinstance(value, Tensor) and value.dim() for value in values):
         raise CaptureError("the program takes something that is no batch of tensors; export one that takes only those.")
-    for value in values:
+    for name, value in zip(names, values):
+        if not value.is_floating_point():
+            raise CaptureError(f"the program's input {name} is {value.dtype}. {_FLOAT_ONLY}")
         if isinstance(value.shape[0], int):
             raise CaptureError(
                 f"the program was exported with a fixed batch of {value.shape[0]}; export it with "
@@ -269,7 +283,7 @@ def program_input_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
     return [tuple(int(size) for size in value.shape[1:]) for value in values]
 
 
-def _functional_module(program: ExportedProgram) -> fx.GraphModule:
+def _functional_module(program: ExportedProgram, input_names: Sequence[str] = ()) -> fx.GraphModule:
     """A plain graph: one input, one output tensor, no in-place calls, nothing that does nothing in eval mode."""
     source = program.module(check_guards=False)
     graph = fx.Graph()
@@ -278,7 +292,7 @@ def _functional_module(program: ExportedProgram) -> fx.GraphModule:
     graph.output(_one_output(graph, outputs, program.call_spec.out_spec))
     for node in list(graph.nodes):
         _make_functional(graph, node)
-    _join_inputs(graph)
+    _join_inputs(graph, input_names)
     graph.eliminate_dead_code()
     module = fx.GraphModule(source, graph)
     fold_constants(module)
@@ -308,14 +322,15 @@ def _path_name(path: Any) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path)
 
 
-def _join_inputs(graph: fx.Graph) -> None:
+def _join_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) < 2:
         return
-    unused = [node.name for node in inputs if not node.users]
+    names = names or [node.name for node in inputs]
+    unused = [name for name, node in zip(names, inputs, strict=True) if not node.users]
     if unused:
         raise CaptureError(f"the network does not use its input {unused[0]}; leave it out.")
-    join_inputs(graph)
+    join_inputs(graph, [re.sub(r"\W", "_", name) for name in names])
 
 
 def _make_functional(graph: fx.Graph, node: fx.Node) -> None:

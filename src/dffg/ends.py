@@ -42,17 +42,17 @@ INPUT = torch.ops.dffg.input.default
 JOIN = torch.ops.dffg.join.default
 
 
-def join_inputs(graph: fx.Graph) -> None:
-    """Give a graph one input, of which every input it had is a part."""
+def join_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
+    """Give a graph one input, of which every input it had is a part, called by these names."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_before(inputs[0]):
         joined = graph.placeholder("inputs")
     joined.meta["val"] = torch.cat([node.meta["val"].flatten(1) for node in inputs], 1)
     start = 0
-    for node in inputs:
+    for node, name in zip(inputs, names, strict=True):
         shape = [int(size) for size in node.meta["val"].shape[1:]]
         with graph.inserting_before(node):
-            part = graph.call_function(INPUT, (joined, node.name, start, shape))
+            part = graph.call_function(INPUT, (joined, name, start, shape))
         part.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(part)
         graph.erase_node(node)

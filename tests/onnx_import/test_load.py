@@ -20,9 +20,10 @@ from torch.export import Dim
 import dffg
 from dffg.captured import capture
 from dffg.config import SynthesisConfig
+from dffg.ends import input_names, output_names, split_ends
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
 from dffg.export.onnx import write_float
-from dffg.images import ImageSpec
+from dffg.images import ImageSpec, JointSpec
 from dffg.models import load_model
 from dffg.onnx_import.load import load_onnx
 from dffg.synthesis import synthesize_set
@@ -191,15 +192,62 @@ def test_damaged_description_is_named(description: str, tmp_path: Path) -> None:
 
 def test_input_of_whole_numbers_is_refused(tmp_path: Path) -> None:
     made = norm_and(node("Relu", ["n"], ["y"]), kind=TensorProto.UINT8)
-    with pytest.raises(InputError, match="its input is uint8; export a network that takes float32"):
+    with pytest.raises(InputError, match="its input x is uint8; export a network that takes float32"):
         load_onnx(saved_unchecked(made, tmp_path))
 
 
-def test_two_inputs_are_refused(tmp_path: Path) -> None:
-    made = norm_and(node("Add", ["n", "z"], ["y"]))
-    made.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ("b", 3, 4, 4)))
-    with pytest.raises(CaptureError, match="has 2 inputs"):
+class Meeting(nn.Module):
+    """Two inputs, of which the second is used first, and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.vector = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU())
+
+    def forward(self, picture: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
+        vector = self.vector(measured)
+        x = self.tower(picture) * vector[:, :, None, None]
+        return x.mean((2, 3)), vector
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_several_inputs_and_outputs_keep_their_names(dynamo: bool, count: int, tmp_path: Path) -> None:
+    """With a batch that may vary, and with one that the file fixes at 1."""
+    original, path = randomize(Meeting()), tmp_path / "model.onnx"
+    names = {"input_names": ["picture", "a:b"], "output_names": ["scores", "found"]}
+    free: dict[str, Any] = {"dynamic_shapes": ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC})} if dynamo else {}
+    free = free or {"dynamic_axes": {name: {0: "batch"} for name in names["input_names"]}}
+    example = (torch.zeros(count, 3, 8, 8), torch.zeros(count, 5))
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        kept = KEPT["new" if dynamo else "old"]
+        torch.onnx.export(original, example, path, **names, **kept, **(free if count > 1 else {}))
+    loaded = load_onnx(path)
+    assert isinstance(loaded.spec, JointSpec)
+    assert [part.shape for part in loaded.spec.inputs] == [(3, 8, 8), (5,)]
+    found = capture(loaded.module, spec=loaded.spec)
+    x, y = inputs((3, 8, 8), 3), inputs((5,), 3)
+    answers = split_ends(found.module)(x, y)
+    for answer, expected in zip(answers, original(x, y), strict=True):
+        torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-6)
+    assert input_names(found.module, "") == ["picture", "a_b"]
+    assert output_names(found.module, "") == ["scores", "found"]
+
+
+def test_one_of_several_inputs_that_is_no_number_is_named(tmp_path: Path) -> None:
+    made = norm_and(node("Gather", ["n", "z"], ["y"]))
+    made.graph.input.append(helper.make_tensor_value_info("z", TensorProto.INT64, ("b", 4)))
+    with pytest.raises(InputError, match="its input z is int64; export a network that takes float32"):
         load_onnx(saved(made, tmp_path))
+
+
+def test_an_input_of_several_that_the_file_leaves_open_must_be_described(tmp_path: Path) -> None:
+    made = norm_and(node("Add", ["n", "z"], ["y"]))
+    made.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ("b", 3, "h", 4)))
+    loaded = load_onnx(saved(made, tmp_path))
+    assert loaded.spec is None
+    assert capture(loaded.module, input_shape=[(3, 4, 4), (3, 4, 4)]).module(torch.zeros(2, 96)).shape == (2, 3, 4, 4)
 
 
 # Files that are refused

@@ -4,11 +4,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from dffg.captured import capture
+from dffg.config import QuantizationConfig
 from dffg.fold import fold_batch_norms
 from dffg.graph import WEIGHTED, calls
 from dffg.images import ImageSpec
 from dffg.quant.operators import GLOBAL_AVERAGE_POOL
 from dffg.quant.placement import integer_inputs, place, prepare
+from dffg.quant.simulate import look
+from dffg.targets import EXECUTORCH, ONNXRUNTIME
 from tests.networks import NETWORKS, captured, inputs, network, randomize
 
 SPEC = ImageSpec(shape=(3, 8, 8))
@@ -18,8 +21,8 @@ def ready(name):
     return prepare(fold_batch_norms(captured(name)))
 
 
-def placed(forward, **layers):
-    """Placement in a network of one stem with BatchNorm and a forward of its own, as names."""
+def behind_a_stem(forward, **layers):
+    """A network of one stem with BatchNorm and a forward of its own."""
 
     class Network(nn.Module):
         def __init__(self):
@@ -31,8 +34,12 @@ def placed(forward, **layers):
         def forward(self, x):
             return forward(self, self.stem(x))
 
-    module = prepare(fold_batch_norms(capture(randomize(Network()), spec=SPEC)))
-    placement = place(module)
+    return capture(randomize(Network()), spec=SPEC)
+
+
+def placed(forward, **layers):
+    """Placement in such a network, as names."""
+    placement = place(prepare(fold_batch_norms(behind_a_stem(forward, **layers))))
     source = {node.name: other.name for node, other in placement.source.items()}
     return source, [node.name for node in placement.absorbed], [node.name for node in placement.float_operations]
 
@@ -116,7 +123,8 @@ def test_every_result_of_a_layer_but_the_last_is_quantized_at_once_or_behind_its
     module = ready(name)
     source, output = place(module).source, module.graph.output_node().args[0]
     for node in module.graph.nodes:
-        if calls(node, *WEIGHTED) and node is not output:
+        # BatchNorm behind the only layer of this network has no integer kernel.
+        if calls(node, *WEIGHTED) and node is not output and name != "sequence":
             assert node in source or all(user in source for user in node.users)
 
 
@@ -124,6 +132,33 @@ def test_the_last_layer_stays_float():
     for name in ("conv", "residual", "inverted-residual", "after-pool"):
         module = ready(name)
         assert module.graph.output_node().args[0] not in place(module).source
+
+
+@pytest.mark.parametrize("activation", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid(), nn.Tanh()])
+def test_the_last_layer_stays_float_before_what_turns_its_answer_into_probabilities(activation):
+    head = nn.Sequential(nn.Flatten(), nn.Linear(256, 3), activation)
+    source, _, left = placed(lambda self, x: self.head(x), head=head)
+    assert "linear" not in source
+    assert len(left) == 1
+    read_on, *_ = placed(lambda self, x: self.last(self.head(x)), head=head, last=nn.Linear(3, 3))
+    assert "linear" in read_on
+
+
+def answers_of(forward, target=EXECUTORCH, **layers):
+    """Names of the tensors that get more room than was seen."""
+    config = QuantizationConfig(target=target.name)
+    placement = look(behind_a_stem(forward, **layers), [inputs((3, 8, 8))], config).placement
+    return {node.name for node in placement.answers}
+
+
+def test_answers_are_what_is_behind_the_last_layer_unless_batch_norm_knows_it():
+    head = nn.Conv2d(4, 2, 1)
+    assert answers_of(lambda self, x: self.head(F.relu(x)), head=head) == {"conv2d_1"}
+    assert answers_of(lambda self, x: F.relu(self.head(x)) + 1, head=head) == {"relu"}
+    assert answers_of(lambda self, x: self.head(x).softmax(1), ONNXRUNTIME, head=head) == {"conv2d_1"}
+    assert answers_of(lambda self, x: self.head(x), ONNXRUNTIME, head=head) == set()
+    assert answers_of(lambda self, x: F.relu(x)) == set()
+    assert answers_of(lambda self, x: F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1)) == set()
 
 
 def test_a_sum_at_the_end_is_quantized():

@@ -178,6 +178,29 @@ def test_minmax_ranges_are_the_extremes_of_the_float_network_over_all_batches(na
             assert float(scale) == pytest.approx(width / 255, rel=1e-4)
 
 
+@pytest.mark.parametrize(("activation", "ends"), [(nn.Identity(), (2.0, 2.0)), (nn.ReLU(), (0.0, 2.0))])
+def test_an_answer_has_twice_the_range_that_was_seen(activation, ends):
+    model, shape = network("conv")
+    model.append(activation)
+    seen = inputs(shape, 16, seed=1)
+    found = simulate(capture(model, spec=SPEC), [seen], QuantizationConfig(target="executorch"))
+    tensor = found.tensors[-1]
+    scale, zero_point = (float(getattr(found.module, f"{tensor.name}_{part}")) for part in ("scale", "zero_point"))
+    with torch.no_grad():
+        answer = model(seen)
+    for level, factor, end in ((0, ends[0], answer.min()), (255, ends[1], answer.max())):
+        assert scale * (level - zero_point) == pytest.approx(factor * float(end), abs=0.51 * scale)
+
+
+def test_an_answer_that_is_clipped_has_no_more_range_than_the_clip():
+    model, shape = network("conv")
+    model.extend([nn.ReLU6()])
+    seen = inputs(shape, 16, seed=1) * 100
+    found = simulate(capture(model, spec=SPEC), [seen], QuantizationConfig(target="executorch"))
+    scale = float(getattr(found.module, f"{found.tensors[-1].name}_scale"))
+    assert scale == pytest.approx(6 / 255)
+
+
 def test_the_chosen_ranges_are_used():
     scales = {}
     for ranges in ("minmax", "percentile", "mse"):

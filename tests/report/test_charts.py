@@ -47,6 +47,12 @@ def test_passes_whose_images_are_kept_are_shaded():
     assert shade == [pytest.approx([line[2][0], line[3][0]], abs=0.01)]
 
 
+def test_numbers_on_a_logarithmic_axis_are_numbers():
+    texts = [text.text for text in parsed(loss_chart([[5.0, 0.5, 0.002]], burn_in=2)).iter(f"{SVG}text")]
+    assert {"0.01", "0.1", "1"} <= set(texts)
+    assert not [text for text in texts if "$" in text]
+
+
 def test_a_wide_range_of_losses_has_a_logarithmic_axis():
     line = points(parsed(loss_chart([[1000.0, 100.0, 10.0]], burn_in=0)), "loss-chain-0")
     assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.01)

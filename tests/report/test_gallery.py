@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dffg.images import ImageSpec, SnapshotRecord
-from dffg.report.gallery import gallery
+from dffg.images import ImageSpec, JointSpec, SnapshotRecord
+from dffg.report.gallery import drawable, gallery
 from tests.report.pages import made_set
 
 GRAY = ImageSpec(shape=(1, 8, 8))
@@ -95,4 +95,14 @@ def test_a_sequence_is_a_picture_of_channels_and_time():
     ids=["five-channels", "three-features", "vector"],
 )
 def test_what_is_no_picture_is_not_drawn(spec):
-    assert gallery(made_set(spec)) is None
+    assert drawable(made_set(spec)) is None
+
+
+def test_of_several_inputs_the_first_that_can_be_drawn_is():
+    vector, picture = ImageSpec(shape=(5,)), ImageSpec(shape=(3, 8, 8))
+    alone, joint = made_set(picture), JointSpec.of([vector, picture])
+    inputs = joint.join([np.zeros((len(alone), 5), np.float32), alone.inputs])
+    drawn = drawable(dataclasses.replace(alone, spec=joint, inputs=inputs))
+    assert gallery(drawn) == gallery(alone)
+    assert drawable(dataclasses.replace(alone, spec=JointSpec.of([vector] * 2), inputs=inputs[:, :10])) is None
+    assert drawable(alone) is alone

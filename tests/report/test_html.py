@@ -16,7 +16,7 @@ import pytest
 
 from dffg.config import Budget
 from dffg.errors import InputError
-from dffg.images import ImageSpec
+from dffg.images import ImageSpec, JointSpec
 from dffg.output import file_hash
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
@@ -165,6 +165,14 @@ def test_a_missing_figure_is_last_and_a_dash():
 )
 def test_what_is_not_there_is_said(report, made, says):
     assert says in Page(render_page(report, made)).words
+
+
+def test_of_several_inputs_the_page_says_which_is_drawn():
+    joint = JointSpec.of([ImageSpec(shape=(5,)), made_set().spec])
+    inputs = joint.join([np.zeros((len(made_set()), 5), np.float32), made_set().inputs])
+    report = plain_report(input=json.loads(json.dumps(dataclasses.asdict(joint))))
+    page = Page(render_page(report, dataclasses.replace(made_set(), spec=joint, inputs=inputs)))
+    assert "of inputs of shape 5/3x8x8 the one of 3x8x8" in page.words
 
 
 def test_a_report_without_the_newer_fields_is_shown():

@@ -23,8 +23,9 @@ from dffg.quant.simulate import Quantized
 REQUIRED_EQUAL_SHARE = 0.999
 REQUIRED_STEPS = 1
 ALLOWED_OUTPUT_ERROR = 1e-3
-# Rounding ties that fall otherwise and grow made 0.16 of it in EfficientNet-Lite0.
-ALLOWED_UNWATCHED_NOISE = 0.5
+# Ties that fall otherwise grow through a network until the answers differ as much as quantization makes them differ;
+# the noise stays as large as it was (0.86 times in MobileNetV2 in OpenVINO, which fuses more when it is not watched).
+ALLOWED_UNWATCHED_NOISE = 1.5
 # Input values of a batch, two pictures of 224 pixels: all integers of a network are held for it, and caches hold some.
 _BATCH = 2 * 3 * 224 * 224
 # Steps beside the middle between two integers that float32 arithmetic in another order can be off, with room.
@@ -38,8 +39,8 @@ class SimulationMatch:
     equal_share and max_abs_difference_in_steps compare integers layer by layer, every layer of the simulation given
     the runtime's own inputs: a difference in rounding is then seen where it arises. Ties may be rounded either way.
     worst_tensor is where fewest are equal. output_error compares the output in the same way: largest difference over
-    largest value. unwatched_noise is how far the file's output is from that when it is watched, which may change what a
-    runtime fuses: its power, over that of what quantization does to the float network. top1 is the share of equal
+    largest value. unwatched_noise is the power of what quantization does to the float network's answer, over that of
+    the same when the file is watched, which may change what a runtime fuses. top1 is the share of equal
     predictions end to end, where rounding ties have grown through the network; None where there are several outputs,
     of which the worst counts.
     """
@@ -112,7 +113,7 @@ def _error(answer: NDArray[np.float32], written: NDArray[np.float32]) -> float:
 
 
 def _noise(plain: NDArray[np.float32], written: NDArray[np.float32], in_float: NDArray[np.float32]) -> float:
-    return _power(plain - written) / max(_power(in_float - written), 1e-30)
+    return _power(plain - in_float) / max(_power(written - in_float), 1e-30)
 
 
 def _power(outputs: NDArray[np.float32]) -> float:

@@ -10,7 +10,10 @@ import onnx
 import onnx.inliner
 import torch
 from onnx import TensorProto
+from torch import Tensor
 
+from dffg.captured import default_spec
+from dffg.ends import inputs_of
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.images import ImageSpec
 from dffg.onnx_file import load, spec_of
@@ -38,7 +41,7 @@ class LoadedOnnx:
 def load_onnx(path: Path) -> LoadedOnnx:
     """Build a network from the graph of a file. Nothing of the file is executed, and only what lies beside it is read.
 
-    The input's shape is the file's; mean, standard deviation and bounds are known where dffg has written them.
+    The inputs' shapes are the file's; mean, standard deviation and bounds are known where dffg has written them.
 
     Raises InputError where the file is damaged or already quantized, StatisticsError where it has no BatchNorm, and
     CaptureError, with the node, where an operator is not known.
@@ -58,10 +61,10 @@ def _build(model: onnx.ModelProto) -> LoadedOnnx:
     graph, version = model.graph, _version(model)
     kinds = Counter(node.op_type for node in graph.node)
     _refuse_unusable(kinds)
-    sizes = _input_sizes(graph)
-    batch = sizes[0]
+    inputs = [_sizes(value) for value in _inputs(graph)]
+    batch = next((size for size, *_ in inputs if size is not None), None)
     module = OnnxModule(graph, version, batch).eval()
-    spec = spec_of(model) or _spec(sizes[1:])
+    spec = spec_of(model) or _spec([sizes for _, *sizes in inputs])
     if batch is not None:
         _require_free_batch(module, spec, batch)
     return LoadedOnnx(module=module, spec=spec, notes=_notes(kinds))
@@ -86,25 +89,26 @@ def _notes(kinds: Counter[str]) -> tuple[str, ...]:
     return (f"the ONNX file has {norms} BatchNorm layers beside {layers} convolutions and matrix products",)
 
 
-def _input_sizes(graph: onnx.GraphProto) -> list[int | None]:
-    """Every axis of the input, None where the file leaves it open."""
+def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     stored = {entry.name for entry in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in stored]
-    if len(inputs) != 1:
-        raise CaptureError(f"the network has {len(inputs)} inputs; only one is supported yet.")
-    kind = inputs[0].type.tensor_type
+    return [value for value in graph.input if value.name not in stored]
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
+    """Every axis of an input, None where the file leaves it open."""
+    kind = value.type.tensor_type
     if kind.elem_type != TensorProto.FLOAT:
         name = TensorProto.DataType.Name(kind.elem_type).lower()
-        raise InputError(f"its input is {name}; export a network that takes float32.")
+        raise InputError(f"its input {value.name} is {name}; export a network that takes float32.")
     sizes = [axis.dim_value or None for axis in kind.shape.dim]
     if len(sizes) < 2:
-        raise InputError("its input has no known number of axes; export it with the shape of its input.")
+        raise InputError(f"its input {value.name} has no known number of axes; export it with the shape of its inputs.")
     return sizes
 
 
-def _spec(sizes: list[int | None]) -> ImageSpec | None:
-    known = [size for size in sizes if size is not None]
-    return ImageSpec(shape=tuple(known), source="default") if len(known) == len(sizes) else None
+def _spec(shapes: list[list[int | None]]) -> ImageSpec | None:
+    known = [tuple(size for size in sizes if size is not None) for sizes in shapes]
+    return default_spec(known) if list(map(len, known)) == list(map(len, shapes)) else None
 
 
 def _require_free_batch(module: OnnxModule, spec: ImageSpec | None, batch: int) -> None:
@@ -112,10 +116,11 @@ def _require_free_batch(module: OnnxModule, spec: ImageSpec | None, batch: int) 
     refusal = f"its batch is fixed at {batch}; export it with a dynamic batch (dynamic_shapes=({{0: Dim.DYNAMIC}},))."
     if spec is None:
         raise CaptureError(refusal)
-    sample = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    sample = [torch.rand(2, *part.shape, generator=generator) for part in inputs_of(spec)]
     try:
         with torch.no_grad():
-            together, alone = _outputs(module, sample), [_outputs(module, example[None]) for example in sample]
+            together, alone = _outputs(module, sample), [_outputs(module, example) for example in _one_by_one(sample)]
             parts = [torch.cat(pair) for pair in zip(*alone)]
             same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(together, parts, strict=True))
     except RuntimeError as error:
@@ -124,6 +129,10 @@ def _require_free_batch(module: OnnxModule, spec: ImageSpec | None, batch: int) 
         raise CaptureError(refusal)
 
 
-def _outputs(module: OnnxModule, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    found = module(sample)
-    return found if isinstance(found, tuple) else (found,)
+def _one_by_one(sample: list[Tensor]) -> list[list[Tensor]]:
+    return [[part[index : index + 1] for part in sample] for index in range(2)]
+
+
+def _outputs(module: OnnxModule, sample: list[Tensor]) -> tuple[Tensor, ...]:
+    found = module(*sample)
+    return tuple(found.values()) if isinstance(found, dict) else (found,)

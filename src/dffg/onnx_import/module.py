@@ -74,7 +74,7 @@ class OnnxModule(nn.Module):
         steps = _with_biases(steps, constants, {output.name for output in graph.output})
         if batch is not None:
             steps = [_with_free_batch(step, constants, batch) for step in steps]
-        self._input = next(value.name for value in graph.input if value.name not in constants)
+        self.input_names = [value.name for value in graph.input if value.name not in constants]
         self._outputs = [output.name for output in graph.output]
         self._steps = steps
         self._numbers: dict[str, Numbers] = {}
@@ -83,14 +83,14 @@ class OnnxModule(nn.Module):
             if name in constants and name not in self._numbers and name not in self._paths:
                 self._keep(name, renamed.get(name, name), constants[name], step, index)
 
-    def forward(self, x: Tensor) -> Any:
-        """The output, or a tuple of them."""
-        values: dict[str, Value] = {**self._numbers, self._input: x}
+    def forward(self, x: Tensor, *more: Tensor) -> Any:
+        """The output, or several by their names."""
+        values: dict[str, Value] = {**self._numbers, **dict(zip(self.input_names, (x, *more), strict=True))}
         values.update({name: attrgetter(path)(self) for name, path in self._paths.items()})
         for step in self._steps:
             values.update(step.run(values))
-        outputs = tuple(values[name] for name in self._outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        outputs = {name: values[name] for name in self._outputs}
+        return outputs[self._outputs[0]] if len(outputs) == 1 else outputs
 
     def _keep(self, name: str, shown: str, value: Value, step: Step, index: int) -> None:
         if not isinstance(value, Tensor):

@@ -14,6 +14,7 @@ docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-e
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -21,7 +22,18 @@ from typing import Any
 from torch import Tensor, fx
 
 from dffg.ends import INPUT, JOIN, answers
-from dffg.graph import WEIGHTED, argument, aten, calls, copy_module, is_stored
+from dffg.graph import (
+    BATCH_NORM,
+    CONVOLUTIONS,
+    LINEAR,
+    WEIGHTED,
+    argument,
+    aten,
+    calls,
+    copy_module,
+    is_stored,
+    nodes_by_name,
+)
 from dffg.quant.operators import GLOBAL_AVERAGE_POOL
 from dffg.targets import ONNXRUNTIME, Target
 
@@ -33,6 +45,7 @@ _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool2d.default,
     aten.adaptive_avg_pool3d.default,
 )
+_INTEGER_OPERATORS = (*WEIGHTED, *_ELEMENTWISE, aten.cat.default, *POOLS)
 _RELUS = (aten.relu.default, aten.relu6.default)
 # They return several tensors.
 _RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
@@ -53,11 +66,13 @@ _REARRANGING = (
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """source: quantized node -> node whose range it uses, itself in most cases; absorbed: activations to leave out;
-    float_operations: operators that stay in float, for the report."""
+    float_operations: operators that stay in float, for the report; answers: of the nodes whose range is used, those
+    behind the last layer of which no BatchNorm knows how large they get."""
 
     source: dict[fx.Node, fx.Node]
     absorbed: tuple[fx.Node, ...]
     float_operations: tuple[fx.Node, ...]
+    answers: frozenset[fx.Node] = frozenset()
 
 
 def prepare(module: fx.GraphModule) -> fx.GraphModule:
@@ -70,12 +85,13 @@ def prepare(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def place(module: fx.GraphModule, target: Target = ONNXRUNTIME) -> Placement:
-    """Decide what is quantized in a folded and prepared graph."""
+def place(module: fx.GraphModule, target: Target = ONNXRUNTIME, known: Collection[str] = ()) -> Placement:
+    """Decide what is quantized in a folded and prepared graph; `known` are nodes of which BatchNorm tells the size."""
     read = _tensors_read if target.reads_only else integer_inputs
     wanted = {_origin(before_padding(tensor)) for node in module.graph.nodes for tensor in read(node)}
     if not target.reads_only:
         wanted |= _results_of_integer_operators(module, target)
+    nodes = nodes_by_name(module)
     source: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         first = node.args[0] if node.args else None
@@ -90,6 +106,7 @@ def place(module: fx.GraphModule, target: Target = ONNXRUNTIME) -> Placement:
         source=source,
         absorbed=absorbed,
         float_operations=tuple(node for node in module.graph.nodes if not read(node) and _stays_float(node, source)),
+        answers=frozenset(source.values()) - _before(module, (*WEIGHTED, BATCH_NORM)) - {nodes[name] for name in known},
     )
 
 
@@ -131,15 +148,25 @@ def is_fused_padding(node: fx.Node) -> bool:
 
 
 def _results_of_integer_operators(module: fx.GraphModule, target: Target) -> set[fx.Node]:
-    outputs = answers(module)
+    outputs, read_on = answers(module), _before(module, _INTEGER_OPERATORS)
     wanted: set[fx.Node] = set()
     for node in module.graph.nodes:
         result = _after_activation(node)
-        # Where it can, a final layer writes float from integer inputs: rounding logits to 8 bits would only add ties.
-        is_answer = target.float_answer and calls(node, *WEIGHTED) and result in outputs
-        if integer_inputs(node) and not is_answer:
+        # Where it can, a final layer writes float from integer inputs: rounding logits to 8 bits would only add ties,
+        # and clip them. Softmax or the like may follow; a convolution needs integers then, or computes in float.
+        is_answer = result in outputs if calls(node, *CONVOLUTIONS) else calls(node, LINEAR) and node not in read_on
+        if integer_inputs(node) and not (is_answer and target.float_answer):
             wanted.add(result)
     return wanted
+
+
+def _before(module: fx.GraphModule, targets: Collection[Any]) -> set[fx.Node]:
+    """What is read, at once or further on, by one of these operators."""
+    found: set[fx.Node] = set()
+    for node in reversed(module.graph.nodes):
+        if node in found or calls(node, *targets):
+            found |= set(node.all_input_nodes)
+    return found
 
 
 def _tensors_read(node: fx.Node) -> list[fx.Node]:

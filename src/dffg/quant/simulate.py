@@ -22,7 +22,7 @@ from dffg.quant.divergence import divergence
 from dffg.quant.equalize import absorb_biases, equalize_weights, rescale_moments
 from dffg.quant.equalize_activations import equalize_activations
 from dffg.quant.mixed import MixedPrecision, choose_widths
-from dffg.quant.moments import Moments, batch_norm_moments
+from dffg.quant.moments import Moments, batch_norm_moments, propagate
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
 from dffg.quant.placement import Placement, integer_inputs, place, prepare
@@ -143,7 +143,7 @@ class Seen:
 def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Seen:
     """Fold, equalize and observe every tensor that will be quantized."""
     float_module, moments = prepare_float(captured, config)
-    placement = place(float_module, config.runtime)
+    placement = place(float_module, config.runtime, propagate(float_module, moments).keys())
     return Seen(
         float_module=float_module,
         placement=placement,

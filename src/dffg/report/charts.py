@@ -68,6 +68,9 @@ def loss_chart(losses: Losses, burn_in: int) -> Markup | None:
             axes.plot(*zip(*points), color=_ACCENT, linewidth=1.4, alpha=0.75, gid=f"chain-{chain}")
         if min(values) > 0 and max(values) > _STRAIGHT * min(values):
             axes.set_yscale("log")
+            # matplotlib's own labels are formulas, which are not drawn here.
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
         else:
             axes.set_ylim(bottom=min(0.0, *values))
         axes.set_xlim(1, last)

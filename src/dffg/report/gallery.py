@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dffg.images import Array, SnapshotRecord, SyntheticSet
+from dffg.images import Array, JointSpec, SnapshotRecord, SyntheticSet
 
 ROWS, COLUMNS = 4, 6
 # Pictures beyond this side are made smaller, and stored with loss: they are to be looked at.
@@ -38,10 +38,17 @@ class Gallery:
     rows: tuple[Row, ...]
 
 
-def gallery(made: SyntheticSet) -> Gallery | None:
-    """Images of a few chains spread over the set; None where the inputs cannot be drawn."""
-    if not _is_drawable(made):
-        return None
+def drawable(made: SyntheticSet) -> SyntheticSet | None:
+    """The set, or of several inputs the first that can be drawn; None where there is none."""
+    parts = [made]
+    if isinstance(made.spec, JointSpec):
+        split = zip(made.spec.inputs, made.spec.split(made.inputs), strict=True)
+        parts = [replace(made, spec=spec, inputs=inputs) for spec, inputs in split]
+    return next(filter(_is_drawable, parts), None)
+
+
+def gallery(made: SyntheticSet) -> Gallery:
+    """Images of a few chains spread over a set that can be drawn."""
     steps = _spread(sorted({snapshot.step for snapshot in made.snapshots}), COLUMNS)
     chains = _by_chain(made.snapshots)
     shown = _spread(list(chains), ROWS)

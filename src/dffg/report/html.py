@@ -31,13 +31,14 @@ from dffg.report.facts import (
     worst_first,
     written,
 )
-from dffg.report.gallery import gallery
+from dffg.report.gallery import drawable, gallery
 from dffg.report.result import IMAGES_FILE, PAGE_FILE, REPORT_FILE, read_report
 from dffg.report.terminal import describe_widths
 
 
 def render_page(report: Plain, made: SyntheticSet | None) -> str:
     """The page of one result. made: the synthetic images; None where calibration used real ones, which stay unseen."""
+    drawn = drawable(made) if made else None
     return _page(
         "report.html",
         report=report,
@@ -48,7 +49,9 @@ def render_page(report: Plain, made: SyntheticSet | None) -> str:
         sqnr_chart=sqnr_chart(sqnr_by_layer(report)),
         loss_chart=loss_chart(made.losses, made.config.burn_in) if made else None,
         made=made,
-        gallery=gallery(made) if made else None,
+        drawn=drawn,
+        gallery=gallery(drawn) if drawn else None,
+        input_shape=_shape(report["input"]),
         frontier=_frontier(report.get("mixed")),
         seconds={stage: round(value, 1) for stage, value in report["seconds"].items()},
         # A page cannot hold its own hash.
@@ -89,6 +92,11 @@ def compare(reports: dict[str, Plain], out: Path) -> None:
     """Write the page that compares these results, by their names."""
     with staged_file(out) as staging:
         staging.write_text(render_comparison(reports), encoding="utf-8")
+
+
+def _shape(described: Plain) -> str:
+    """3x224x224, or of several inputs 3x224x224/8."""
+    return "/".join("x".join(map(str, part["shape"])) for part in described.get("inputs", [described]))
 
 
 def _frontier(mixed: Plain | None) -> list[dict[str, Any]]:

@@ -200,8 +200,8 @@ def find_problems(
         problems.append(
             f"the runtime disagrees with the simulation: in {match.worst_tensor} only {match.equal_share:.2%} of the "
             f"integers are equal, somewhere they are {match.max_abs_difference_in_steps} steps apart, and the output "
-            f"is off by {match.output_error:.1e} of its largest value and, unwatched, by "
-            f"{match.unwatched_noise:.2f} of the quantization noise"
+            f"is off by {match.output_error:.1e} of its largest value and, unwatched, has "
+            f"{match.unwatched_noise:.2f} times the quantization noise"
         )
     if latency is not None and latency.quantized >= latency.float:
         problems.append(
