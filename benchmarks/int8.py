@@ -22,7 +22,8 @@ from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
 from dffg.export.verification import match_simulation
 from dffg.images import Array
-from dffg.quant.simulate import Quantized, simulate
+from dffg.quant.decide import simulate
+from dffg.quant.simulate import Quantized
 from dffg.synthesis import synthesize_set
 
 SUITE = "int8"

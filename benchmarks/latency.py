@@ -19,7 +19,7 @@ from dffg.export.onnx import INPUT_NAME, write_float, write_quantized
 from dffg.export.onnxruntime import session
 from dffg.handover import calibration_reader
 from dffg.images import Array, SyntheticSet
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from dffg.synthesis import synthesize_set
 
 SUITE = "latency"

@@ -30,9 +30,10 @@ from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
 from dffg.export.verification import match_simulation
 from dffg.images import Array
+from dffg.quant.decide import Decided, decide
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
-from dffg.quant.simulate import Decided, Quantized, decide
+from dffg.quant.simulate import Quantized
 from dffg.synthesis import synthesize_set
 
 SUITE = "lowbits"

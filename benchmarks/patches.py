@@ -13,7 +13,7 @@ from benchmarks.tables import latest, spread
 from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy, compare
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from dffg.synthesis import synthesize_set
 
 SUITE = "patches"

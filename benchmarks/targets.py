@@ -28,7 +28,8 @@ from dffg.export.runtimes import runtime_of
 from dffg.export.verification import match_simulation
 from dffg.images import Array, ImageSpec
 from dffg.models import load_model
-from dffg.quant.simulate import Quantized, simulate
+from dffg.quant.decide import simulate
+from dffg.quant.simulate import Quantized
 from dffg.synthesis import synthesize_set
 
 SUITE = "targets"

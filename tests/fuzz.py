@@ -38,8 +38,8 @@ from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, parse_bounds, p
 from dffg.jobs import read_jobs
 from dffg.models import load_weights
 from dffg.onnx_file import described
+from dffg.quant.decide import decide
 from dffg.quant.placement import prepare
-from dffg.quant.simulate import decide
 from dffg.quant.stored import load_parameters, tensors_of
 from dffg.report.result import SCHEMA_VERSION, load_report
 from tests.networks import captured, small_conv

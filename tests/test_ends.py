@@ -25,7 +25,7 @@ from dffg.export.runtimes import runtime_of
 from dffg.export.verification import by_output, match_simulation
 from dffg.images import ImageSpec, JointSpec, SyntheticSet
 from dffg.pipeline import quantize
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from dffg.synthesis import synthesize_set
 from tests.networks import randomize
 

@@ -29,7 +29,7 @@ from dffg.patches import (
     spread_classes,
 )
 from dffg.pipeline import quantize
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from dffg.synthesis import synthesize_set
 from tests.digits import SPEC, Digits, DigitsTransformer, train_digits
 

@@ -24,7 +24,7 @@ from dffg.evaluation.metrics import Accuracy, compare
 from dffg.images import SyntheticSet
 from dffg.output import file_hash
 from dffg.pipeline import evaluate, quantize
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from dffg.report.html import rebuild
 from dffg.report.result import Result
 from dffg.synthesis import synthesize_set

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from dffg.captured import BatchNorm, capture
+from dffg.batch_norms import BatchNorm
+from dffg.captured import capture
 from dffg.images import ImageSpec
 from dffg.objective import Objective
 from dffg.statistics import (

@@ -12,9 +12,9 @@ from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.graph import nodes_by_name
 from dffg.quant.affine import fake_quantize, signed_qparams
+from dffg.quant.decide import prepare_float
 from dffg.quant.placement import place, prepare
 from dffg.quant.ranges import Histogram, minmax_range, mse_range
-from dffg.quant.simulate import prepare_float
 from dffg.targets import EXECUTORCH, ONNXRUNTIME, OPENVINO, TARGETS, TENSORRT, TORCH
 from tests.export import MIDDLES, SPEC, Body, mean_head
 from tests.networks import randomize

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dffg.images import ImageSpec, JointSpec, SyntheticSet
     from dffg.models import load_model
     from dffg.pipeline import evaluate, finetune, quantize
-    from dffg.quant.simulate import simulate
+    from dffg.quant.decide import simulate
     from dffg.report.result import Result
     from dffg.synthesis import synthesize, synthesize_set
 
@@ -54,7 +54,7 @@ _HOMES = {
     "images": ("ImageSpec", "JointSpec", "SyntheticSet"),
     "models": ("load_model",),
     "pipeline": ("evaluate", "finetune", "quantize"),
-    "quant.simulate": ("simulate",),
+    "quant.decide": ("simulate",),
     "report.result": ("Result",),
     "synthesis": ("synthesize", "synthesize_set"),
 }

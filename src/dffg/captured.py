@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,47 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
+from dffg.batch_norms import BatchNorm, find_batch_norms
 from dffg.device import HOST, device_of, moved
-from dffg.ends import columns, examples, inputs_of, join, join_inputs, join_outputs, split
+from dffg.ends import columns, examples, inputs_of, join, split
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
-from dffg.graph import BATCH_NORM, aten, calls, fold_constants, is_stored, layer_name, optional_tensor, stored_tensor
+from dffg.functional import functional_module
 from dffg.images import ImageSpec, JointSpec
 from dffg.patches import describe, patch_sources
 
-_DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
-_IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
-_NAMED_PADDINGS: dict[Any, Any] = {
-    aten.conv1d.padding: aten.conv1d.default,
-    aten.conv2d.padding: aten.conv2d.default,
-    aten.conv3d.padding: aten.conv3d.default,
-}
 _RELATIVE_TOLERANCE = 1e-4
 _FLOAT_ONLY = (
     "Inputs are float32; give a network that begins behind what takes integers, such as the result of an embedding."
 )
 _DYNAMIC_BATCH = ({0: Dim.DYNAMIC},)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNorm:
-    """One BatchNorm call: what it remembers of its input, and its affine part. All tensors have shape (channels,)."""
-
-    name: str
-    node: fx.Node
-    running_mean: Tensor
-    running_var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-
-    @property
-    def input(self) -> fx.Node:
-        """The node whose statistics it remembers."""
-        source = self.node.args[0]
-        assert isinstance(source, fx.Node)
-        return source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +85,7 @@ def capture(
         shapes = program_input_shapes(model)
     spec, notes = _complete_spec(spec, shapes)
     program, more_notes = _export(model, example_inputs, spec)
-    module = _functional_module(program, getattr(model, "input_names", ()))
+    module = functional_module(program, getattr(model, "input_names", ()))
     batch_norms = find_batch_norms(module)
     _check_weights(module)
     _check_same_answer(program, module, spec)
@@ -165,11 +138,6 @@ def _refuse_decomposed(module: fx.GraphModule) -> None:
         raise CaptureError(
             "the program was decomposed (run_decompositions) before it was saved; save what torch.export.export gives."
         )
-
-
-def find_batch_norms(module: fx.GraphModule) -> tuple[BatchNorm, ...]:
-    """Every BatchNorm call of the graph in execution order; a module used twice is found twice."""
-    return tuple(_read_batch_norm(module, node) for node in module.graph.nodes if calls(node, BATCH_NORM))
 
 
 def _complete_spec(spec: ImageSpec | None, shapes: Sequence[tuple[int, ...]]) -> tuple[ImageSpec, tuple[str, ...]]:
@@ -283,101 +251,6 @@ def program_input_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
     return [tuple(int(size) for size in value.shape[1:]) for value in values]
 
 
-def _functional_module(program: ExportedProgram, input_names: Sequence[str] = ()) -> fx.GraphModule:
-    """A plain graph: one input, one output tensor, no in-place calls, nothing that does nothing in eval mode."""
-    source = program.module(check_guards=False)
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    outputs = graph.graph_copy(source.graph, copies)
-    graph.output(_one_output(graph, outputs, program.call_spec.out_spec))
-    for node in list(graph.nodes):
-        _make_functional(graph, node)
-    _join_inputs(graph, input_names)
-    graph.eliminate_dead_code()
-    module = fx.GraphModule(source, graph)
-    fold_constants(module)
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
-
-
-def _one_output(graph: fx.Graph, outputs: Any, structure: Any) -> fx.Node:
-    """The output, or several of them joined, each with the path that leads to it in what the network returns."""
-    leaves = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-    paths, _ = tree_flatten_with_path(tree_unflatten(range(len(leaves)), structure))
-    found = {_path_name(path): leaf for (path, _), leaf in zip(paths, leaves, strict=True) if leaf is not None}
-    for name, leaf in found.items():
-        value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
-        if not isinstance(value, Tensor):
-            raise CaptureError(f"output {name} of the network is no tensor; return tensors only.")
-        if len(found) > 1 and (value.dim() == 0 or isinstance(value.shape[0], int)):
-            raise CaptureError(f"output {name} of the network has no batch; return what depends on the input only.")
-    if not found:
-        raise CaptureError("the network returns no tensor.")
-    return next(iter(found.values())) if len(found) == 1 else join_outputs(graph, list(found.values()), list(found))
-
-
-def _path_name(path: Any) -> str:
-    """`[0]['out'].boxes` as 0.out.boxes."""
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path)
-
-
-def _join_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(inputs) < 2:
-        return
-    names = names or [node.name for node in inputs]
-    unused = [name for name, node in zip(names, inputs, strict=True) if not node.users]
-    if unused:
-        raise CaptureError(f"the network does not use its input {unused[0]}; leave it out.")
-    join_inputs(graph, [re.sub(r"\W", "_", name) for name in names])
-
-
-def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
-    if node.op != "call_function":
-        return
-    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-        node.target = _out_of_place(node.target)
-    if calls(node, *_NAMED_PADDINGS):
-        _write_padding_out(graph, node)
-    if calls(node, aten.view.default):
-        # Without the copies that are left out below, the memory may lie otherwise.
-        node.target = aten.reshape.default
-    if calls(node, *_DROPOUTS, *_IDENTITIES):
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-        graph.erase_node(node)
-
-
-def _write_padding_out(graph: fx.Graph, node: fx.Node) -> None:
-    """`padding="same"` as numbers, so that later passes know one form of a convolution.
-
-    Where an odd total cannot be halved, the larger half comes last, in a padding of its own.
-    """
-    defaults = (None, None, None, [1], "valid", [1], 1)
-    arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
-    source, weight, bias, strides, padding, dilations, groups = arguments
-    kernel = weight.meta["val"].shape[2:]
-    strides, dilations = (list(values) * (len(kernel) // len(values)) for values in (strides, dilations))
-    totals = [d * (size - 1) if padding == "same" else 0 for d, size in zip(dilations, kernel)]
-    if any(total % 2 for total in totals):
-        sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-        with graph.inserting_before(node):
-            padded = graph.call_function(aten.pad.default, (source, sides))
-        padded.meta["val"] = torch.nn.functional.pad(source.meta["val"], sides)
-        source, totals = padded, [0] * len(totals)
-    node.args = (source, weight, bias, strides, [total // 2 for total in totals], dilations, groups)
-    node.target = _NAMED_PADDINGS[node.target]
-
-
-def _out_of_place(operator: torch._ops.OpOverload) -> torch._ops.OpOverload:
-    """`aten.relu_.default` -> `aten.relu.default`. Later readers already name the result of the in-place call."""
-    packet = getattr(aten, operator._schema.name.partition("::")[2].removesuffix("_"), None)
-    twin = getattr(packet, operator._overloadname, None)
-    if twin is None or twin is operator:
-        raise CaptureError(f"the network changes a tensor in place ({operator}); write it without the in-place call.")
-    return twin  # type: ignore[no-any-return]
-
-
 def _check_weights(module: fx.GraphModule) -> None:
     """A clip would hide an infinite weight from every look at the answer."""
     damaged = [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]
@@ -402,42 +275,3 @@ def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: I
     for found, wanted in [(answer[:, part], expected[:, part]) for part in parts] or [(answer, expected)]:
         if (found - wanted).abs().max() > _RELATIVE_TOLERANCE * wanted.abs().max().clamp(min=1e-6):
             raise CaptureError("the network writes into parts of a tensor in place; write it without in-place calls.")
-
-
-def _read_batch_norm(module: fx.GraphModule, node: fx.Node) -> BatchNorm:
-    _, weight, bias, mean, var, training, _, eps, *_ = node.args
-    name = str(mean.target).rpartition(".")[0] if is_stored(mean) else layer_name(node)  # type: ignore[union-attr]
-    if training and mean is not None:
-        raise StatisticsError(
-            f"BatchNorm {name} is in train mode; call model.eval() before torch.export, or give the model itself."
-        )
-    if mean is None or var is None:
-        raise StatisticsError(
-            f"BatchNorm {name} has no running statistics (track_running_stats=False), so it remembers nothing of the "
-            "training data. Use a network trained with running statistics, or calibrate with real data."
-        )
-    if not (is_stored(mean) and is_stored(var)):
-        raise StatisticsError(
-            f"BatchNorm {name} computes its statistics instead of storing them; this is not supported."
-        )
-    norm = BatchNorm(
-        name=name or node.name,
-        node=node,
-        running_mean=stored_tensor(module, mean),  # type: ignore[arg-type]
-        running_var=stored_tensor(module, var),  # type: ignore[arg-type]
-        weight=optional_tensor(module, weight),  # type: ignore[arg-type]
-        bias=optional_tensor(module, bias),  # type: ignore[arg-type]
-        eps=float(eps),  # type: ignore[arg-type]
-    )
-    _check_statistics(norm)
-    return norm
-
-
-def _check_statistics(norm: BatchNorm) -> None:
-    bad = ~torch.isfinite(norm.running_mean) | ~torch.isfinite(norm.running_var) | (norm.running_var < 0)
-    if bad.any():
-        channels = bad.nonzero().flatten()[:5].tolist()
-        raise StatisticsError(
-            f"BatchNorm {norm.name} has NaN, infinite or negative statistics in {int(bad.sum())} of {len(bad)} "
-            f"channels (first: {channels}); the weights are damaged or were not loaded."
-        )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dffg.captured import BatchNorm, Captured, find_batch_norms
+from dffg.batch_norms import BatchNorm, find_batch_norms
+from dffg.captured import Captured
 from dffg.graph import (
     WEIGHTED,
     add_tensor,

@@ -24,9 +24,9 @@ from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.fold import fold_batch_norms
 from dffg.images import Array, ImageSpec, SyntheticSet
 from dffg.output import file_hash, staged_directory, temporary_beside
+from dffg.quant.decide import Decided, decide, prepare_float
 from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.placement import prepare
-from dffg.quant.simulate import Decided, decide, prepare_float
 from dffg.quant.stored import load_parameters, save_parameters, tensors_of
 from dffg.report.command import python_call
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes

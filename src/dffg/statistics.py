@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from dffg.captured import BatchNorm, Captured
+from dffg.batch_norms import BatchNorm
+from dffg.captured import Captured
 from dffg.graph import with_output
 
 

@@ -8,7 +8,7 @@ from benchmarks.simulated import Simulated, quantizer
 from benchmarks import simulated as module
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import run
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from tests.benchmarks.small import small_benchmark
 
 

@@ -16,8 +16,9 @@ from dffg.evaluation.data import load_data
 from dffg.export.executorch import RUNTIME, _in_torch_operators, count_kernels, open_file, write, write_float
 from dffg.export.verification import match_simulation
 from dffg.pipeline import evaluate, quantize
+from dffg.quant.decide import simulate
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
-from dffg.quant.simulate import Quantized, simulate
+from dffg.quant.simulate import Quantized
 from tests.digits import SPEC as DIGITS
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, Body, folder, mean_head, normalized
 from tests.networks import randomize

@@ -249,7 +249,7 @@ def test_narrow_ranges_are_clipped_as_integers_and_still_run_in_integers(tmp_pat
     """The file computes what was simulated, also where inputs exceed what calibration saw."""
     from dffg.captured import capture
     from dffg.config import QuantizationConfig
-    from dffg.quant.simulate import simulate
+    from dffg.quant.decide import simulate
 
     network = capture(randomize(MIDDLES["residual"]()), spec=SPEC)
     quantized = simulate(network, [0.3 * inputs(SHAPE, 8)], QuantizationConfig(bits=bits))

@@ -16,7 +16,8 @@ from dffg.config import QuantizationConfig
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
-from dffg.quant.simulate import Quantized, simulate, weight_name
+from dffg.quant.decide import simulate
+from dffg.quant.simulate import Quantized, weight_name
 from dffg.quant.widths import stored_bits
 from tests.export import MIDDLES, SHAPE, SPEC
 from tests.networks import inputs, randomize

@@ -17,7 +17,8 @@ from dffg.export.onnx import write_float
 from dffg.export.tensorrt import RUNTIME, count_kernels
 from dffg.export.verification import match_simulation
 from dffg.pipeline import finetune, quantize
-from dffg.quant.simulate import Quantized, simulate
+from dffg.quant.decide import simulate
+from dffg.quant.simulate import Quantized
 from tests.digits import SPEC as DIGITS
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, Body, folder, mean_head, normalized
 from tests.networks import randomize

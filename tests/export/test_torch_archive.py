@@ -16,7 +16,7 @@ from dffg.config import QuantizationConfig
 from dffg.errors import ExportError, InputError
 from dffg.export.torch_archive import RUNTIME, count_kernels, open_file, read_spec, watch, write, write_float
 from dffg.export.verification import match_simulation
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, folder, normalized
 from tests.networks import randomize
 

@@ -18,7 +18,7 @@ from dffg.config import QuantizationConfig
 from dffg.export.onnx import quantized_value_name, write_quantized
 from dffg.export.onnxruntime import RUNTIME, watch
 from dffg.export.verification import SimulationMatch, _follow, layer_sqnr_db, match_simulation
-from dffg.quant.simulate import simulate
+from dffg.quant.decide import simulate
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, normalized
 from tests.networks import randomize
 

@@ -13,10 +13,10 @@ from dffg.graph import Tap, stored_tensor
 from dffg.images import ImageSpec
 from dffg.quant.affine import dequantize
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
+from dffg.quant.decide import simulate
 from dffg.quant.moments import batch_norm_moments
 from dffg.quant.parameters import Parameters, round_layers
 from dffg.quant.placement import place, prepare
-from dffg.quant.simulate import simulate
 from dffg.quant.widths import quantized_layers, uniform_widths
 from tests.networks import NETWORKS, captured, inputs, randomize
 

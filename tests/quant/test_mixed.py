@@ -9,10 +9,10 @@ from dffg.errors import InputError
 from dffg.fold import fold_batch_norms
 from dffg.images import ImageSpec
 from dffg.quant.calibrate import observe, observed_tensors
+from dffg.quant.decide import simulate
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare
 from dffg.quant.sensitivity import FloatRun
-from dffg.quant.simulate import simulate
 from tests.networks import NETWORKS, captured, inputs, randomize
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from dffg.captured import BatchNorm
+from dffg.batch_norms import BatchNorm
 from dffg.fold import FoldRecord
 from dffg.graph import argument, aten, calls
 from dffg.quant.placement import POOLS, clip_bounds

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dffg.config import SynthesisConfig
 from dffg.export.packing import MOST_PACKED_BITS
 from dffg.images import SyntheticSet
-from dffg.quant.simulate import Decided, Quantized
+from dffg.quant.decide import Decided
+from dffg.quant.simulate import Quantized
 from dffg.targets import Target
 
 
