@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from dffg.captured import capture
 from dffg.config import QuantizationConfig
+from dffg.export import verification
 from dffg.export.onnx import quantized_value_name, write_quantized
 from dffg.export.onnxruntime import RUNTIME, watch
 from dffg.export.verification import SimulationMatch, _follow, layer_sqnr_db, match_simulation
@@ -197,8 +198,9 @@ def test_top1_compares_the_ends(tmp_path):
     assert match(changed(tmp_path, turn_around)).top1 <= 1 / 8
 
 
-def test_every_batch_of_many_images_counts():
-    """Three steps off in the last 4 of 20 images."""
+def test_every_batch_of_many_images_counts(monkeypatch):
+    """Three steps off in the last 4 of 20 images, in batches of 8."""
+    monkeypatch.setattr(verification, "_BATCH", 8 * normalized(1)[0].numel())
     tensor = TENSORS[-1]
     sound = watch(exported(NAME).quantized, exported(NAME).path)
 
@@ -217,8 +219,9 @@ def test_every_batch_of_many_images_counts():
     assert not found.holds
 
 
-def test_layer_sqnr_of_the_last_layer_is_that_of_the_output():
+def test_layer_sqnr_of_the_last_layer_is_that_of_the_output(monkeypatch):
     # more than one batch of the verification, the last one smaller
+    monkeypatch.setattr(verification, "_BATCH", 8 * normalized(1)[0].numel())
     quantized, images = exported(NAME).quantized, normalized(20, seed=9)
     with torch.no_grad():
         expected, answer = quantized.float_module(images).double(), quantized.module(images).double()

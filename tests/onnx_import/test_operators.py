@@ -249,7 +249,7 @@ def assert_as_in_the_runtime(made: Any, x: Array, opset: int = OPSET) -> None:
     expected = run(made, x)
     module = OnnxModule(made.graph, opset).eval()
     answers = module(torch.from_numpy(x))
-    answers = answers if isinstance(answers, tuple) else (answers,)
+    answers = answers.values() if isinstance(answers, dict) else (answers,)
     for answer, value in zip(answers, expected, strict=True):
         assert answer.shape == value.shape
         np.testing.assert_allclose(answer.numpy(), value, rtol=1e-4, atol=1e-5)

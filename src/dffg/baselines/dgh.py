@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
-from dffg.device import channels_last
+from dffg.device import HOST, channels_last
+from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
 from dffg.update import input_bounds
 
@@ -63,7 +64,7 @@ class JointWalk:
 
     def __init__(self, captured: Captured, config: SynthesisConfig, generator: torch.Generator) -> None:
         self._probe = Probe(captured)
-        self._view = View(captured, generator)
+        self._view = View(captured.spec, generator, captured.device)
         start = torch.randn(config.count, *self._view.canvas_shape, generator=generator).to(captured.device)
         self._canvases = [channels_last(batch).requires_grad_(True) for batch in start.split(config.batch_size)]
         self._optimizers = [torch.optim.RAdam([canvas], lr=LEARNING_RATE) for canvas in self._canvases]
@@ -151,10 +152,10 @@ def stretch(answer: Tensor) -> Tensor:
 class View:
     """How a canvas becomes network input."""
 
-    def __init__(self, captured: Captured, generator: torch.Generator) -> None:
-        self._shape = captured.spec.shape
-        self._are_pictures = captured.spec.is_pixels
-        self._bounds = input_bounds(captured.spec, captured.device)
+    def __init__(self, spec: ImageSpec, generator: torch.Generator, device: torch.device = HOST) -> None:
+        self._shape = spec.shape
+        self._are_pictures = spec.is_pixels
+        self._bounds = input_bounds(spec, device)
         self._generator = generator
 
     @property
