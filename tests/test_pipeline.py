@@ -197,7 +197,7 @@ def test_four_bits_are_learned_written_and_verified(digits: Digits, labelled: Pa
     assert [state.done for state in blocks] == list(range(1, blocks[0].total + 1))
     assert [(state.done, state.total) for state in steps] == [(step, 5) for step in range(1, 6)]
     divergences = {name: found.accuracy.kl_to_float for name, found in results.items() if found.accuracy is not None}
-    assert divergences["learned"] < 0.7 * divergences["fast"]
+    assert divergences["learned"] < 0.85 * divergences["fast"]
     result = results["learned"]
     assert result.verified
     widths = [(layer.weight_bits, layer.activation_bits) for layer in result.layers]
