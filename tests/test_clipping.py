@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dffg.captured import capture
 from dffg.clipping import clipped, own_clips
 from dffg.fold import fold_batch_norms
-from dffg.graph import CONVOLUTIONS, copy_module
+from dffg.graph import copy_module
 from dffg.images import ImageSpec
 from tests.networks import inputs, randomize
 
@@ -43,7 +43,7 @@ def gradient_of(module, images):
 def test_a_network_with_own_clips_has_the_same_answer_and_gradient(layout):
     plain = fold_batch_norms(capture(randomize(Mixed()), spec=ImageSpec(shape=(3, 9, 8))))
     own = copy_module(plain)
-    own_clips(own, (*CONVOLUTIONS, clipped))
+    own_clips(own)
     assert [node.args[3] for node in own.graph.nodes if node.target is clipped] == [True, False, True, True, False]
     images = (3 * inputs((3, 9, 8))).contiguous(memory_format=layout)
     for found, expected in zip(gradient_of(own, images), gradient_of(plain, images)):

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
-from dffg.graph import argument, aten, calls
+from dffg.graph import CONVOLUTIONS, argument, aten, calls
 
 # Lowest and highest value that is passed on.
 _RELUS = {aten.relu.default: (0.0, math.inf), aten.relu6.default: (0.0, 6.0)}
-CLIPS = (*_RELUS, aten.hardtanh.default)
+_CLIPS = (*_RELUS, aten.hardtanh.default)
 
 
-def own_clips(module: fx.GraphModule, gradient_makers: Collection[Any]) -> None:
-    """Call `clipped` in place of every clip, in the graph. Its gradient may be written in place where one of the
-    operators in `gradient_makers` alone reads it: the gradient that arrives is then a tensor of nobody else.
+def own_clips(module: fx.GraphModule) -> None:
+    """Call `clipped` in place of every clip, in the graph; its gradient is written in place where it `owns_gradient`.
 
     Memory that is not written for the first time is half of the traffic of this operation, which does next to no
     arithmetic.
     """
     for node in module.graph.nodes:
-        if calls(node, *CLIPS):
-            readers = list(node.users)
-            owned = len(readers) == 1 and calls(readers[0], *gradient_makers)
+        if calls(node, *_CLIPS):
             low, high = _RELUS.get(node.target) or (argument(node, 1, -1.0), argument(node, 2, 1.0))
-            node.target, node.args, node.kwargs = clipped, (node.args[0], low, high, owned), {}
+            node.target, node.args, node.kwargs = clipped, (node.args[0], low, high, owns_gradient(node)), {}
     module.recompile()
+
+
+def owns_gradient(node: fx.Node) -> bool:
+    """Whether the gradient that arrives at a node is a tensor of nobody else, which may be written to: where one
+    operator reads it, and that makes a new tensor of the gradient that it hands on, and hands it on to nobody else."""
+    readers = list(node.users)
+    return len(readers) == 1 and calls(readers[0], *CONVOLUTIONS, clipped, aten.silu.default)
 
 
 def clipped(values: Tensor, low: float, high: float, owned: bool = False) -> Tensor:

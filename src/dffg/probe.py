@@ -22,14 +22,11 @@ from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
 from dffg.captured import Captured
-from dffg.clipping import clipped, own_clips
+from dffg.clipping import own_clips, owns_gradient
 from dffg.fold import FoldRecord, fold_with_records
-from dffg.graph import CONVOLUTIONS, aten, calls, with_output
+from dffg.graph import with_output
 from dffg.padding import absorb_padding
 from dffg.statistics import live_channels
-
-# What makes a new tensor of the gradient that it hands on, and hands it on to nobody else.
-_GRADIENT_MAKERS = (*CONVOLUTIONS, aten.silu.default, clipped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,7 @@ class Probe:
         if change is not None:
             change(module)
         absorb_padding(module)
-        own_clips(module, _GRADIENT_MAKERS)
+        own_clips(module)
         measured = watch(module, [record.node for record in records])
         self._network = with_output(module, measured)
         self._whole = with_output(module, [*measured, answer])
@@ -114,9 +111,8 @@ def watch(module: fx.GraphModule, nodes: list[fx.Node]) -> list[fx.Node]:
 
 
 def _watch_one(graph: fx.Graph, node: fx.Node, per_image: fx.Node) -> tuple[fx.Node, fx.Node]:
-    owned = len(node.users) == 1 and calls(next(iter(node.users)), *_GRADIENT_MAKERS)
     with graph.inserting_after(node):
-        watched = graph.call_function(passed_with_moments, (node, per_image, owned))
+        watched = graph.call_function(passed_with_moments, (node, per_image, owns_gradient(node)))
     with graph.inserting_after(watched):
         passed, mean, var = (graph.call_function(getitem, (watched, index)) for index in range(3))
     node.replace_all_uses_with(passed, delete_user_cb=lambda user: user is not watched)
