@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dffg.baselines.dgh import smooth
+from dffg.bounds import Bounds, input_bounds
 from dffg.captured import Captured
 from dffg.chain import Method
 from dffg.config import SynthesisConfig
@@ -17,7 +18,7 @@ from dffg.images import ImageSpec
 from dffg.objective import distance
 from dffg.probe import LayerStatistics, Probe
 from dffg.starts import start_from_noise
-from dffg.update import Bounds, input_bounds, momentum_sign_step
+from dffg.update import momentum_sign_step
 from dffg.variability import GradientAt, VariabilityOptions, input_diversity, none, random_view
 
 Replace = Callable[[Method, Captured, SynthesisConfig], Method]

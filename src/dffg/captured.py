@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from dffg.batch_norms import BatchNorm, find_batch_norms
+from dffg.bounds import input_bounds
 from dffg.device import HOST, device_of, moved
 from dffg.ends import columns, examples, inputs_of, join, split
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
@@ -261,7 +262,7 @@ def _check_weights(module: fx.GraphModule) -> None:
 def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: ImageSpec) -> None:
     """In-place calls on views would be lost by the rewriting above; this is where it would show."""
     generator = torch.Generator().manual_seed(0)
-    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
+    low, high = input_bounds(spec)
     sample = low + (high - low) * torch.rand(2, *spec.shape, generator=generator)
     given = split(sample.numpy(), [part.shape for part in inputs_of(spec)])
     with torch.no_grad():

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dffg.bounds import input_bounds
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.device import channels_last
 from dffg.objective import Objective
 from dffg.patches import PatchObjective
 from dffg.starts import STARTS, Start, start_from_noise
-from dffg.update import Step, input_bounds, momentum_sign_step, step_size_at
+from dffg.update import Step, momentum_sign_step, step_size_at
 from dffg.variability import VARIABILITIES, GradientAt, Transform, Variability, VariabilityOptions
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from dffg.bounds import input_bounds
 from dffg.graph import aten, calls, with_output
 from dffg.images import ImageSpec
 
@@ -111,7 +112,7 @@ def spread_classes(count: int, classes: int) -> Tensor:
 
 def roughness(images: Tensor, spec: ImageSpec) -> Tensor:
     """Root mean square difference between neighboring pixels of every picture, as a share of their range: (batch,)."""
-    low, high = (torch.from_numpy(bound).to(images.device) for bound in spec.input_bounds())
+    low, high = input_bounds(spec, images.device)
     pixels = (images - low) / (high - low)
     down, right = pixels.diff(dim=2).square().mean((1, 2, 3)), pixels.diff(dim=3).square().mean((1, 2, 3))
     return ((down + right) / 2 + 1e-12).sqrt()

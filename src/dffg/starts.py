@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dffg.bounds import input_bounds
 from dffg.config import SynthesisConfig
 from dffg.images import ImageSpec
-from dffg.update import input_bounds
 
 Start = Callable[[SynthesisConfig, ImageSpec, torch.Generator], Tensor]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dffg.baselines import chain_of
 from dffg.batch import fitting, is_out_of_memory
+from dffg.bounds import input_bounds
 from dffg.captured import Captured, from_bytes, to_bytes
 from dffg.chain import Visit
 from dffg.checkpoint import Checkpoint
@@ -21,7 +22,6 @@ from dffg.device import HOST
 from dffg.errors import InputError
 from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, concatenate
 from dffg.memory import physical_memory_bytes, reused_memory
-from dffg.update import input_bounds
 
 if TYPE_CHECKING:
     from dffg.distributed import Workers

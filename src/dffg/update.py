@@ -1,4 +1,4 @@
-"""The step of the iteration, within the bounds of the input: pure functions of images, gradient and velocity."""
+"""The step of the iteration: pure functions of images, gradient and velocity."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dffg.device import HOST
-from dffg.images import ImageSpec
-
-Bounds = tuple[Tensor, Tensor]
-
-
-def input_bounds(spec: ImageSpec, device: torch.device = HOST) -> Bounds:
-    """Lowest and highest legal network input as tensors that broadcast against a batch."""
-    low, high = (torch.from_numpy(bound).to(device) for bound in spec.input_bounds())
-    return low, high
+from dffg.bounds import Bounds
 
 
 class Step(Protocol):

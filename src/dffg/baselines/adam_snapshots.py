@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dffg.baselines.descent import descend
+from dffg.bounds import input_bounds
 from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
 from dffg.device import channels_last
 from dffg.objective import Objective
 from dffg.starts import start_from_noise
-from dffg.update import input_bounds
 
 
 def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterator[Visit]:

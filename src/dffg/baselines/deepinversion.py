@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dffg.baselines.descent import descend
+from dffg.bounds import input_bounds
 from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
 from dffg.device import channels_last
 from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
-from dffg.update import input_bounds
 
 FIRST_LAYER_WEIGHT = 10.0
 WIDEST_SMALL_PICTURE = 64

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from dffg.bounds import input_bounds
 from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
 from dffg.images import ImageSpec
-from dffg.update import input_bounds
 
 Draw = Callable[[tuple[int, ...], ImageSpec, torch.Generator], Tensor]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dffg.bounds import input_bounds
 from dffg.config import QuantizationConfig
 from dffg.device import channels_last, has_fast_bfloat16, in_bfloat16
 from dffg.ends import INPUT
@@ -48,7 +49,7 @@ def choose_ranges(
         for name, histogram in histograms.items()
     }
     ranges |= {node.name: _with_room(histograms[node.name], node) for node in placement.answers if not _is_input(node)}
-    low, high = (torch.from_numpy(bound) for bound in spec.input_bounds())
+    low, high = input_bounds(spec)
     for node, source in placement.source.items():
         if node is source and _is_input(node):
             ends = [node.target(bound[None], *node.args[1:]) if calls(node, INPUT) else bound for bound in (low, high)]  # type: ignore
