@@ -30,7 +30,7 @@ class QuantizationConfig:
         None, "Other width for the first and the last layer's weights and inputs; 8 is common below 8 bits."
     )
     other_bits: int = option(
-        8, "Width of activations that no convolution or linear layer reads: operands of sums and of pooling."
+        8, "Width of activations that others than convolutions and linear layers read: operands of sums and of pooling."
     )
     budget: str | None = option(
         None, "For mixed bits: size=0.5x (of the int8 weights), size=2MB, bops=0.25x (of W8A8) or bits=4 (mean weight)."

@@ -15,6 +15,7 @@ from dffg.images import ImageSpec
 from dffg.memory import reused_memory
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
+from dffg.quant.copies import with_narrow_copies
 from dffg.quant.divergence import divergence
 from dffg.quant.equalize import absorb_biases, equalize_weights, rescale_moments
 from dffg.quant.equalize_activations import equalize_activations
@@ -154,4 +155,6 @@ def prepare_float(captured: Captured, config: QuantizationConfig) -> tuple[fx.Gr
     if config.equalize == "weights":
         module, scales = equalize_weights(module)
         moments = rescale_moments(moments, scales)
-    return absorb_biases(module, moments) if config.absorb_biases else (module, moments)
+    if config.absorb_biases:
+        module, moments = absorb_biases(module, moments)
+    return with_narrow_copies(module, config), moments

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dffg.batch_norms import BatchNorm
 from dffg.fold import FoldRecord
 from dffg.graph import argument, aten, calls
+from dffg.quant.operators import COPY
 from dffg.quant.placement import POOLS, clip_bounds
 
 _SMALLEST_STD = 1e-30
@@ -111,7 +112,9 @@ def _of_one(node: fx.Node, moments: Moments) -> Moments | None:
     bounds = clip_bounds(node)
     if bounds is not None:
         return clipped_normal(moments, *bounds) if bounds[0] > -math.inf else None
-    if calls(node, *POOLS) or (calls(node, aten.slice.Tensor) and argument(node, 1, 0) % node.meta["val"].dim() != 1):
+    if calls(node, *POOLS, COPY) or (
+        calls(node, aten.slice.Tensor) and argument(node, 1, 0) % node.meta["val"].dim() != 1
+    ):
         return moments
     if calls(node, aten.pad.default):
         return _padded(node, moments)

@@ -69,3 +69,5 @@ torch.library.register_autograd(
 QUANTIZE = torch.ops.dffg.quantize.default
 DEQUANTIZE = torch.ops.dffg.dequantize.default
 GLOBAL_AVERAGE_POOL = torch.ops.dffg.global_average_pool.default
+# What a layer reads of a tensor that keeps more bits for others.
+COPY = torch.ops.aten.clone.default

@@ -34,7 +34,7 @@ from dffg.graph import (
     is_stored,
     nodes_by_name,
 )
-from dffg.quant.operators import GLOBAL_AVERAGE_POOL
+from dffg.quant.operators import COPY, GLOBAL_AVERAGE_POOL
 from dffg.targets import ONNXRUNTIME, Target
 
 _ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
@@ -95,7 +95,7 @@ def place(module: fx.GraphModule, target: Target = ONNXRUNTIME, known: Collectio
     source: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         first = node.args[0] if node.args else None
-        if _keeps_range(node) and isinstance(first, fx.Node) and first in source:
+        if keeps_range(node) and isinstance(first, fx.Node) and first in source:
             source[node] = source[first]
         elif node in wanted:
             source[node] = node
@@ -209,7 +209,8 @@ def _is_absorbable(node: fx.Node) -> bool:
     return clip_bounds(node) in ((0, 6), (0, math.inf))
 
 
-def _keeps_range(node: fx.Node) -> bool:
+def keeps_range(node: fx.Node) -> bool:
+    """Whether the values of a node are those of its input, or end at 0 where they are unsigned."""
     return calls(node, *_REARRANGING, *_RELUS)
 
 
@@ -222,7 +223,7 @@ def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
         return True
     if node.op != "call_function" or calls(node, INPUT, JOIN, getitem) or not isinstance(node.meta.get("val"), Tensor):
         return False
-    commutes = _keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default)
+    commutes = keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default, COPY)
     return not (node in source and commutes) and not is_fused_padding(node)
 
 

@@ -1,0 +1,60 @@
+"""Give layers of few bits a copy of their own of tensors that something else reads as well.
+
+Along shortcuts a network hands on what all blocks have added up. At the width of the layers that read it, it would be
+rounded again behind every block; BRECQ (Li et al., ICLR 2021) and its successors leave it in float and round what
+enters a layer. Here it keeps the width of other activations, as integers, and a layer reads a narrower copy.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from dffg.config import Budget, QuantizationConfig
+from dffg.graph import WEIGHTED, calls, copy_module
+from dffg.quant.operators import COPY
+from dffg.quant.placement import Placement, is_fused_padding, keeps_range, place
+from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
+
+
+def with_narrow_copies(module: fx.GraphModule, config: QuantizationConfig) -> fx.GraphModule:
+    """Put a COPY between tensors and the layers that want fewer bits of them than `config.other_bits`.
+
+    module: a prepared graph. Where widths are chosen tensor by tensor, to fit a budget of bit operations, a tensor has
+    one for all.
+    """
+    if config.is_mixed and Budget.parse(str(config.budget)).kind == "bops":
+        return module
+    module = copy_module(module)
+    placement = place(module, config.runtime)
+    narrow = _narrow_layers(module, placement, config)
+    for tensor in [node for node, source in placement.source.items() if source is node]:
+        readers = [user for user in tensor.users if _leads_to(user, narrow)]
+        if readers and len(readers) < len(tensor.users):
+            _insert(module, tensor, readers)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def _narrow_layers(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> set[fx.Node]:
+    if config.is_mixed:
+        config = config.at(config.candidates[-1], int(config.activation_bits or 8))
+    bits = uniform_widths(module, placement, config).activations
+    layers = quantized_layers(module)
+    return {layer for layer in layers if bits[input_tensor(layer, placement).name] < config.other_bits}
+
+
+def _leads_to(node: fx.Node, layers: set[fx.Node]) -> bool:
+    """Whether all that becomes of a tensor behind this node is read by these layers."""
+    if calls(node, *WEIGHTED):
+        return node in layers
+    passes = is_fused_padding(node) or keeps_range(node)
+    return passes and all(_leads_to(user, layers) for user in node.users)
+
+
+def _insert(module: fx.GraphModule, tensor: fx.Node, readers: list[fx.Node]) -> None:
+    with module.graph.inserting_after(tensor):
+        copy = module.graph.create_node("call_function", COPY, (tensor,), name=f"{tensor.name}_narrow")
+    copy.meta["val"] = tensor.meta["val"]
+    for reader in readers:
+        reader.replace_input_with(tensor, copy)
