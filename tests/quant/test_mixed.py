@@ -12,6 +12,7 @@ from dffg.quant.calibrate import observe, observed_tensors
 from dffg.quant.decide import simulate
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare
+from dffg.quant.widths import input_tensor, quantized_layers
 from dffg.quant.sensitivity import FloatRun
 from tests.networks import NETWORKS, captured, inputs, randomize
 
@@ -78,12 +79,17 @@ def test_the_integers_have_the_chosen_widths():
 
 
 def test_activations_that_the_budget_does_not_choose_have_the_width_that_is_given():
-    read = {size.input for size in posed("residual", budget="bits=8", sensitivity="sqnr").layers}
-    widths = mixed("residual", budget="size=0.5x", activation_bits=6, other_bits=7).mixed.widths.activations
-    assert widths == {name: 6 if name in read else 7 for name in widths}
-    widths = mixed("residual", budget="bops=0.1x", other_bits=7).mixed.widths.activations
-    assert {bits for name, bits in widths.items() if name not in read} == {7}
-    assert all(bits != 7 for name, bits in widths.items() if name in read)
+    def widths(**options):
+        quantized = mixed("residual", **options)
+        placement = place(quantized.float_module)
+        read = {input_tensor(layer, placement).name for layer in quantized_layers(quantized.float_module)}
+        return quantized.mixed.widths.activations, read
+
+    bits, read = widths(budget="size=0.5x", activation_bits=6, other_bits=7)
+    assert bits == {name: 6 if name in read else 7 for name in bits}
+    bits, read = widths(budget="bops=0.1x", other_bits=7)
+    assert {width for name, width in bits.items() if name not in read} == {7}
+    assert all(width != 7 for name, width in bits.items() if name in read)
 
 
 def test_only_the_candidates_are_chosen():
