@@ -12,8 +12,8 @@ from dffg.quant.calibrate import observe, observed_tensors
 from dffg.quant.decide import simulate
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare
-from dffg.quant.widths import input_tensor, quantized_layers
 from dffg.quant.sensitivity import FloatRun
+from dffg.quant.widths import input_tensor, quantized_layers
 from tests.networks import NETWORKS, captured, inputs, randomize
 
 
