@@ -63,10 +63,10 @@ class Budget:
 
 
 BUDGETS = {
-    "cifar10_resnet20": Budget(images=1024, steps=150, tuning_steps=200),
-    "cifar10_resnet56": Budget(images=1024, steps=150, tuning_steps=200),
-    "efficientnet_lite0": Budget(images=512, steps=200, tuning_steps=0),
-    "mobilenet_v2": Budget(images=512, steps=200, tuning_steps=0),
+    "cifar10_resnet20": Budget(images=1024, steps=300, tuning_steps=200),
+    "cifar10_resnet56": Budget(images=1024, steps=300, tuning_steps=200),
+    "efficientnet_lite0": Budget(images=256, steps=250, tuning_steps=0),
+    "mobilenet_v2": Budget(images=256, steps=250, tuning_steps=0),
 }
 
 

@@ -319,11 +319,23 @@ def test_images_to_learn_from_are_matched_exactly_and_without_views_unless_asked
     default = SynthesisConfig(count=64, seed=3)
     learning = default.for_learning(512)
     assert (learning.count, learning.slack, learning.variability, learning.start) == (512, 0.0, "none", "pictures")
-    same = {name: getattr(default, name) for name in ("count", "slack", "variability", "start")}
+    assert (learning.steps, learning.burn_in, learning.step_size) == (48, 47, 1 / 48)
+    changed = ("count", "slack", "variability", "start", "steps", "burn_in", "step_size")
+    same = {name: getattr(default, name) for name in changed}
     assert dataclasses.replace(learning, **same) == default
     asked = SynthesisConfig(count=600, slack=0.1, variability="random-mask").for_learning(512)
     assert (asked.count, asked.slack, asked.variability) == (600, 0.1, "random-mask")
     assert SynthesisConfig(generator="zeroq").for_learning(512).slack is None
+    assert learning.for_learning(512) == learning
+
+
+@pytest.mark.parametrize("asked", [{"steps": 20}, {"burn_in": 8}, {"step_size": 0.1}])
+def test_a_chain_to_learn_from_is_as_asked_where_anything_of_it_is(asked):
+    default = SynthesisConfig(**asked)
+    learning = default.for_learning(512)
+    for name in ("steps", "burn_in", "step_size"):
+        assert getattr(learning, name) == getattr(default, name)
+    assert learning.start == "pictures"
 
 
 @pytest.mark.parametrize(("text", "size"), [("800MB", 800_000_000), ("1.5GB", 1_500_000_000), (" 64kB", 64_000)])

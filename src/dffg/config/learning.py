@@ -22,7 +22,7 @@ class ReconstructionConfig:
     """How rounding and scales are learned block by block."""
 
     iterations: int = 300  # Steps of learning per block.
-    batch_size: int = 32  # Images of one step.
+    batch_size: int = 16  # Images of one step.
     rates: Rates = Rates(weight=0.01, scale=2e-3, bias=2e-3)
     reach: float = 0.0  # Steps that a weight may go beyond the two integers beside it.
     drop: float = 0.5  # Share of activations left unquantized while learning.
@@ -48,8 +48,8 @@ class FinetuneConfig:
 # What a recipe learns: images, steps per block, and steps of the whole network.
 RECIPES: dict[str, dict[str, int]] = {
     "fast": {"learning_images": 0, "reconstruction_steps": 0, "finetune_steps": 0},
-    "balanced": {"learning_images": 512, "reconstruction_steps": 200, "finetune_steps": 0},
-    "best": {"learning_images": 1024, "reconstruction_steps": 300, "finetune_steps": 200},
+    "balanced": {"learning_images": 256, "reconstruction_steps": 250, "finetune_steps": 0},
+    "best": {"learning_images": 1024, "reconstruction_steps": 500, "finetune_steps": 200},
 }
 
 

@@ -11,6 +11,7 @@ VARIABILITIES = ("none", "variance-tuning", "random-mask", "random-scale", "inpu
 SCHEDULES = ("cosine", "linear", "constant")
 STARTS = ("noise", "pictures")
 STATISTICS = ("batch", "image")
+DFFG = "dffg"
 FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "batch_size": 16,
     "steps": 16,
@@ -26,15 +27,17 @@ FAST_GRADIENT_DEFAULTS: dict[str, Any] = {
     "variability_samples": 2,
 }
 # What differs where images are learned from and do not only set ranges: there, nearer to the statistics is better,
-# views of an image teach what the network never sees, and noise leaves its traces in what grows from it.
+# views of an image teach what the network never sees, noise leaves its traces in what grows from it, and images on the
+# way are too much like the last one.
 LEARNING_DEFAULTS: dict[str, Any] = {"slack": 0.0, "variability": "none", "start": "pictures"}
+LEARNING_CHAIN: dict[str, Any] = {"steps": 48, "burn_in": 47, "step_size": 1 / 48}
 # The attacks as published, turned downhill: MI and NI never forget; VMI has 2 samples in place of 20, which would cost
 # 21 passes a step; DI flips and rolls besides. Step size, start and bounds are ours, and the loss, matched exactly.
 _ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "slack": 0.0, "variability": "none"}
 # What an option is where it is not given, by generator. A generator that is not listed with an option does not have it:
 # it is fixed by its paper and written in `dffg.baselines`.
 GENERATOR_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dffg": FAST_GRADIENT_DEFAULTS,
+    DFFG: FAST_GRADIENT_DEFAULTS,
     "i-fgsm": {**_ATTACK, "decay": 0.0},
     "mi-fgsm": {**_ATTACK, "decay": 1.0},
     "ni-fgsm": {**_ATTACK, "decay": 1.0, "lookahead": True},
@@ -78,7 +81,7 @@ class SynthesisConfig:
     """
 
     count: int = option(64, "Images to make.", flag="images")
-    generator: str = option("dffg", "What makes the images; others than dffg are for comparison.", GENERATORS)
+    generator: str = option(DFFG, "What makes the images; others than dffg are for comparison.", GENERATORS)
     seed: int = option(0, "Seed of every random choice.")
     max_seconds: float | None = option(None, "Stop synthesis after this time with the images made so far.")
     batch_size: int = _tuned("batch_size", "Images that walk together in one chain.")
@@ -132,13 +135,17 @@ class SynthesisConfig:
         return "decay" in GENERATOR_DEFAULTS[self.generator]
 
     def for_learning(self, count: int) -> SynthesisConfig:
-        """At least so many images to learn from; settings of ours at their defaults become those of learning."""
-        changes = {
-            name: value
-            for name, value in LEARNING_DEFAULTS.items()
-            if self.generator == "dffg" and getattr(self, name) == FAST_GRADIENT_DEFAULTS[name]
-        }
-        return replace(self, count=max(count, self.count), **changes)
+        """At least so many images to learn from; settings of ours at their defaults become those of learning.
+
+        Steps of a chain are changed together, or not at all.
+        """
+        changes: dict[str, Any] = {"count": max(count, self.count)}
+        if self.generator == DFFG:
+            usual = SynthesisConfig()
+            for group in (*({name: value} for name, value in LEARNING_DEFAULTS.items()), LEARNING_CHAIN):
+                if all(getattr(self, name) == getattr(usual, name) for name in group):
+                    changes |= group
+        return replace(self, **changes)
 
     def _check_fast_gradient(self) -> None:
         fill(self, "step_size", 1 / self.steps)
