@@ -11,6 +11,7 @@ from torch import fx
 
 from dffg.config import Budget, QuantizationConfig
 from dffg.graph import WEIGHTED, calls, copy_module
+from dffg.quant.mixed import fixed_widths
 from dffg.quant.operators import COPY
 from dffg.quant.placement import Placement, is_fused_padding, keeps_range, place
 from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
@@ -24,10 +25,11 @@ def with_narrow_copies(module: fx.GraphModule, config: QuantizationConfig) -> fx
     """
     if config.is_mixed and Budget.parse(str(config.budget)).kind == "bops":
         return module
+    narrow = _narrow_layers(module, place(module, config.runtime), config)
+    if not narrow:
+        return module
     module = copy_module(module)
-    placement = place(module, config.runtime)
-    narrow = _narrow_layers(module, placement, config)
-    for tensor in [node for node, source in placement.source.items() if source is node]:
+    for tensor in [node for node, source in place(module, config.runtime).source.items() if source is node]:
         readers = [user for user in tensor.users if _leads_to(user, narrow)]
         if readers and len(readers) < len(tensor.users):
             _insert(module, tensor, readers)
@@ -36,18 +38,18 @@ def with_narrow_copies(module: fx.GraphModule, config: QuantizationConfig) -> fx
     return module
 
 
-def _narrow_layers(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> set[fx.Node]:
-    if config.is_mixed:
-        config = config.at(config.candidates[-1], int(config.activation_bits or 8))
-    bits = uniform_widths(module, placement, config).activations
+def _narrow_layers(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> set[str]:
+    widths = (fixed_widths if config.is_mixed else uniform_widths)(module, placement, config)
     layers = quantized_layers(module)
-    return {layer for layer in layers if bits[input_tensor(layer, placement).name] < config.other_bits}
+    return {
+        layer.name for layer in layers if widths.activations[input_tensor(layer, placement).name] < config.other_bits
+    }
 
 
-def _leads_to(node: fx.Node, layers: set[fx.Node]) -> bool:
+def _leads_to(node: fx.Node, layers: set[str]) -> bool:
     """Whether all that becomes of a tensor behind this node is read by these layers."""
     if calls(node, *WEIGHTED):
-        return node in layers
+        return node.name in layers
     passes = is_fused_padding(node) or keeps_range(node)
     return passes and all(_leads_to(user, layers) for user in node.users)
 

@@ -41,7 +41,8 @@ def uniform_widths(module: fx.GraphModule, placement: Placement, config: Quantiz
 
     `first_last_bits`, where given, is that of the first and the last layer in order of execution: the convention of
     BRECQ (Li et al., ICLR 2021). `other_bits` is that of activations that no layer reads, which BRECQ and its
-    successors leave in float: here they are integers too, and 8 bits cost no more than fewer.
+    successors leave in float: here they are integers too, and 8 bits cost no more than fewer. What a layer reads as
+    well has a copy for it by then (`copies.py`).
     """
     layers = quantized_layers(module)
     weights = {layer.name: config.scheme.weight_bits for layer in layers}
