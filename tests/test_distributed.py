@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -163,17 +165,35 @@ def our_workers() -> list[psutil.Process]:
     return found
 
 
+@contextlib.contextmanager
+def killer(at_most: int) -> Iterator[list[int]]:
+    """Kill workers that are seen at work, until so many are dead; the body gets the list of their process numbers.
+
+    A thread looks all the time: whoever looks only now and then may find every worker between two tasks.
+    """
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while len(killed) < at_most and not over.wait(0.01):
+            for process in our_workers()[: at_most - len(killed)]:
+                process.kill()
+                killed.append(process.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_workers_that_are_killed_lose_and_double_nothing(ray: object) -> None:
     config = SynthesisConfig(count=96, batch_size=4, steps=256, burn_in=252)
-    killed: list[int] = []
-
-    def kill(progress: object) -> None:
-        for process in our_workers() if progress.chain in (1, 3) else ():
-            process.kill()
-            killed.append(process.pid)
-
-    made = synthesize_set(captured("conv"), config, workers=Workers(ray, 1, 2), progress=kill)
-    assert killed
+    with killer(at_most=4) as killed:
+        made = synthesize_set(captured("conv"), config, workers=Workers(ray, 1, 2))
+    assert len(killed) == 4
     assert same(made, synthesize_set(captured("conv"), config))
 
 
