@@ -14,6 +14,7 @@ from benchmarks import (
     arena,
     chain_picture,
     diversity,
+    effort,
     families,
     growth,
     handover,
@@ -122,6 +123,23 @@ def run_lowbits(
 ) -> None:
     """Accuracy of fewer bits in ONNX Runtime, by source of the images and by method."""
     lowbits.run_suite(networks, seeds, sources, bits, methods, workers=workers)
+
+
+def _budgets(context: click.Context, parameter: click.Parameter, value: str) -> list[lowbits.Budget]:
+    parts = [list(map(int, part.split("x"))) for part in value.split(",")]
+    return [lowbits.Budget(images=images, steps=steps, tuning_steps=0) for images, steps in parts]
+
+
+@main.command("effort")
+@click.option("--networks", default="mobilenet_v2,efficientnet_lite0", callback=_names, show_default=True)
+@seeds
+@click.option("--sources", default=",".join(effort.SOURCES), callback=_names, show_default=True)
+@click.option(
+    "--budgets", default=effort.BUDGETS, callback=_budgets, show_default=True, help="Images x steps a block, like 64x60"
+)
+def run_effort(networks: list[str], seeds: list[int], sources: list[str], budgets: list[lowbits.Budget]) -> None:
+    """Learned four bits by the images and the steps that they get, against time."""
+    effort.run_suite(networks, seeds, sources, budgets)
 
 
 @main.command("growth")

@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import arena_tables, mixed, records, tables
+from benchmarks import arena_tables, effort, mixed, records, tables
 from benchmarks.networks import REAL
 from benchmarks.tables import mean_and_deviation
 
@@ -199,6 +199,25 @@ def frontier(theme: str) -> Figure:
     return figure
 
 
+def effort_curve(theme: str) -> Figure:
+    """Accuracy of learned four bits against the minutes that images and learning take."""
+    colors, shown = THEMES[theme], effort.curves()
+    figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.6), layout="constrained")
+    for index, (network, curves) in enumerate(shown.items()):
+        axes = figure.add_subplot(1, len(shown), index + 1)
+        for source, points in curves.items():
+            minutes, means, deviations = zip(*points)
+            color = colors["real" if source == REAL else "ours"]
+            axes.errorbar(minutes, means, yerr=deviations, color=color, marker="o", label=source, elinewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_title(f"{network}, {effort.BITS}", fontsize=10)
+        axes.grid(True, linewidth=0.5)
+        axes.legend(frameon=False)
+    figure.supxlabel("minutes, one thread", fontsize=10)
+    figure.supylabel("top-1, %", fontsize=10)
+    return figure
+
+
 def roofline(theme: str) -> Figure:
     """Arithmetic per second against arithmetic per byte, below what the machine can do."""
     colors, shown = THEMES[theme], tables.steps()
@@ -243,6 +262,7 @@ FIGURES: dict[str, Callable[[str], Figure]] = {
     "pareto": pareto,
     "time": time,
     "frontier": frontier,
+    "effort": effort_curve,
     "roofline": roofline,
 }
 # What each of them shows, in parts.
@@ -250,6 +270,7 @@ _SHOWN: dict[str, Callable[[], list[Any]]] = {
     "pareto": lambda: panels(passes_of),
     "time": lambda: panels(seconds_of),
     "frontier": lambda: [mixed.frontiers()],
+    "effort": lambda: [effort.curves()],
     "roofline": tables.steps,
 }
 

@@ -200,7 +200,7 @@ def _decided(
         if method in FIXED:
             yield cell, *_timed(_ranged, captured, images, bits, method)
             continue
-        reconstructed = reconstructed or _timed(_reconstructed, captured, images, bits, budget, seed)
+        reconstructed = reconstructed or _timed(learn, captured, images, bits, budget, seed)
         decided, seconds = reconstructed
         if method == FINETUNING:
             decided, more = _timed(_finetuned, decided, images, budget, seed)
@@ -217,7 +217,8 @@ def _ranged(captured: Captured, images: Tensor, bits: str, method: str) -> Decid
     return decide(captured, torch.split(images[:RANGE_IMAGES], 16), quantization(bits, method))
 
 
-def _reconstructed(captured: Captured, images: Tensor, bits: str, budget: Budget, seed: int) -> Decided:
+def learn(captured: Captured, images: Tensor, bits: str, budget: Budget, seed: int) -> Decided:
+    """Ranges, SQuant's integers with corrected biases, and from there what blocks learn."""
     decided = _ranged(captured, images, bits, RECONSTRUCTION)
     learned = reconstruct(decided.float_module, decided.parameters, images, reconstruction(budget, seed))
     return replace(decided, parameters=learned)

@@ -9,7 +9,19 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import arena_tables, families, figures, handover, lowbits_tables, mixed, patches, scale, tables, targets
+from benchmarks import (
+    arena_tables,
+    effort,
+    families,
+    figures,
+    handover,
+    lowbits_tables,
+    mixed,
+    patches,
+    scale,
+    tables,
+    targets,
+)
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
@@ -31,6 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lowbits_short": lowbits_tables.lowbits_short_table,
     "lowbits": lowbits_tables.lowbits_table,
     "lowbits_runtime": lowbits_tables.lowbits_runtime_table,
+    "effort": effort.effort_table,
     "mixed": mixed.mixed_table,
     "handover": handover.handover_table,
     "patches": patches.patches_table,

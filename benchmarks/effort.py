@@ -1,0 +1,168 @@
+"""What more images and more steps bring: learned four bits against the time they take, in ONNX Runtime.
+
+Reconstruction as in `lowbits`, with other budgets. The images of a small budget are the first of a larger one's, so
+they are made once, and each budget is charged for its own. Cells that are in the results already are not measured
+again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from benchmarks import records
+from benchmarks.cells import measure as measure_cells
+from benchmarks.int8 import OURS
+from benchmarks.lowbits import RECONSTRUCTION, Budget, learn, measure, quantization, reconstruction, synthesis
+from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
+from benchmarks.tables import Records, latest, mean_and_deviation, spread
+from dffg.captured import Captured, capture
+from dffg.images import Array
+from dffg.synthesis import Progress, synthesize_set
+
+SUITE = "effort"
+BITS = "W4A4"
+SOURCES = (OURS, REAL)
+# Images and steps a block.
+BUDGETS = "64x60,256x250,512x500,1024x1000,1024x2000"
+
+
+def run_suite(networks: list[str], seeds: list[int], sources: list[str], budgets: list[Budget]) -> None:
+    """Measure every cell that is not in the results yet, and append it."""
+    done = {key(record) for record in records.read(SUITE)}
+    for benchmark in load_benchmarks(networks):
+        groups = [
+            [cell for cell in cells(benchmark.name, source, seed, budgets) if key(cell) not in done]
+            for seed in seeds
+            for source in sources
+        ]
+        wanted = [group for group in groups if group]
+        measure_cells(SUITE, _measured, wanted, prepare=_prepared, shared=benchmark, show=_summary)
+
+
+def cells(network: str, source: str, seed: int, budgets: list[Budget]) -> list[dict[str, Any]]:
+    """Every budget, with the whole configuration of what it is spent on."""
+    return [
+        {
+            "network": network,
+            "source": source,
+            "seed": seed,
+            "images": budget.images,
+            "steps": budget.steps,
+            "config": {
+                "synthesis": asdict(synthesis(budget, RECONSTRUCTION, seed)) if source == OURS else {},
+                "quantization": asdict(quantization(BITS, RECONSTRUCTION)),
+                "reconstruction": asdict(reconstruction(budget, seed)),
+            },
+        }
+        for budget in budgets
+    ]
+
+
+def key(record: dict[str, Any]) -> str:
+    """What makes a cell: where a default has changed since, it is another one."""
+    return repr([record[name] for name in ("network", "source", "seed", "images", "steps", "config")])
+
+
+def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Captured, Array]:
+    captured = capture(benchmark.model, spec=benchmark.spec)
+    return benchmark, captured, outputs_of(benchmark.model, benchmark.evaluation)
+
+
+def _measured(prepared: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cells of one source and seed."""
+    benchmark, captured, reference = prepared
+    images, until = _images(benchmark, captured, wanted)
+    for cell in wanted:
+        budget = Budget(images=cell["images"], steps=cell["steps"], tuning_steps=0)
+        started = time.perf_counter()
+        learned = learn(captured, torch.from_numpy(images[: budget.images]), BITS, budget, cell["seed"])
+        seconds = {"learning": time.perf_counter() - started}
+        if cell["source"] == OURS:
+            seconds["images"] = until[budget.images]
+        yield {**cell, "seconds": seconds, **measure(benchmark, captured, learned.insert(), reference)}
+
+
+def _images(benchmark: Benchmark, captured: Captured, wanted: list[dict[str, Any]]) -> tuple[Array, dict[int, float]]:
+    """The images of the largest budget, and the seconds until there were as many as each budget has."""
+    most, seed = max(cell["images"] for cell in wanted), wanted[0]["seed"]
+    if wanted[0]["source"] == REAL:
+        return benchmark.real_images(most, seed), {}
+    until: dict[int, float] = {}
+    started = time.perf_counter()
+
+    def note(progress: Progress) -> None:
+        for cell in wanted:
+            if progress.images >= cell["images"]:
+                until.setdefault(cell["images"], time.perf_counter() - started)
+
+    largest = Budget(images=most, steps=1, tuning_steps=0)
+    return synthesize_set(captured, synthesis(largest, RECONSTRUCTION, seed), progress=note).inputs, until
+
+
+def _summary(cell: dict[str, Any]) -> str:
+    seconds = ", ".join(f"{what} {spent:.0f} s" for what, spent in cell["seconds"].items())
+    return (
+        f"{cell['network']:20} {cell['source']:12} seed {cell['seed']} {cell['images']} images, {cell['steps']} steps, "
+        f"{seconds}  drop {cell['drop_points']:6.2f} +- {cell['standard_error']:.2f}  KL {cell['kl_to_float']:.4f}"
+    )
+
+
+def results() -> Records:
+    """The newest result of every cell with today's settings."""
+    stored = latest(records.read(SUITE), ("network", "source", "seed", "images", "steps"))
+    return [record for record in stored if key(record) in {key(cell) for cell in _like(record)}]
+
+
+def _like(record: dict[str, Any]) -> list[dict[str, Any]]:
+    budget = Budget(images=int(record["images"]), steps=int(record["steps"]), tuning_steps=0)
+    return cells(str(record["network"]), str(record["source"]), int(record["seed"]), [budget])
+
+
+def effort_table() -> str:
+    """Drop and divergence by network, source and budget; mean and deviation over seeds."""
+    lines = [
+        "| network (float top-1, images) | images learned from | steps a block | source | seeds | minutes | drop "
+        "| paired SE | KL to float |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for group in _groups():
+        first = group[0]
+        error = statistics.mean(r["standard_error"] for r in group)
+        lines.append(
+            f"| {first['network']} ({first['float_top1']:.2f} %, {first['count']}) | {first['images']} "
+            f"| {first['steps']} | {first['source']} | {len(group)} | {_minutes(group):.1f} "
+            f"| {spread(group, 'drop_points')} | {error:.2f} | {spread(group, 'kl_to_float')} |"
+        )
+    return "\n".join(lines)
+
+
+def _groups() -> list[Records]:
+    """Results of all seeds of a network, source and budget; small budgets first, synthetic images before real ones."""
+    found = sorted(results(), key=_place)
+    return [list(group) for _, group in itertools.groupby(found, _place)]
+
+
+def _place(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["network"], record["images"], record["steps"], SOURCES.index(record["source"])
+
+
+def _minutes(group: Records) -> float:
+    seconds: float = statistics.median(sum(record["seconds"].values()) for record in group)
+    return seconds / 60
+
+
+def curves() -> dict[str, dict[str, list[tuple[float, float, float]]]]:
+    """Network -> source -> (minutes, top-1 in percent, its deviation), small budgets first, for the plot."""
+    shown: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for group in _groups():
+        mean, deviation = mean_and_deviation([r["float_top1"] - r["drop_points"] for r in group])
+        curve = shown.setdefault(group[0]["network"], {}).setdefault(group[0]["source"], [])
+        curve.append((_minutes(group), mean, deviation))
+    return shown

@@ -1,0 +1,53 @@
+"""The benchmark of accuracy against time, whole, on a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.int8 import OURS
+from benchmarks.lowbits import Budget
+from benchmarks.networks import REAL
+
+from benchmarks import effort, figures, records
+from tests.benchmarks.small import small_benchmark
+
+BUDGETS = [Budget(images=64, steps=4, tuning_steps=0), Budget(images=128, steps=16, tuning_steps=0)]
+
+
+def test_every_budget_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(effort, "load_benchmarks", lambda names: iter([small_benchmark()]))
+    effort.run_suite(["small"], [0], [OURS, REAL], BUDGETS)
+    measured = records.read(effort.SUITE)
+    assert [(cell["source"], cell["images"], cell["steps"]) for cell in measured] == [
+        *((OURS, 64, 4), (OURS, 128, 16)),
+        *((REAL, 64, 4), (REAL, 128, 16)),
+    ]
+    small, large, real, _ = measured
+    assert 0 < small["seconds"]["images"] < large["seconds"]["images"]
+    assert set(real["seconds"]) == {"learning"}
+    effort.run_suite(["small"], [0], [OURS, REAL], BUDGETS)
+    assert records.read(effort.SUITE) == measured
+    rows = effort.effort_table().splitlines()[2:]
+    assert [row.split(" | ")[1:4] for row in rows] == [
+        ["64", "4", OURS],
+        ["64", "4", REAL],
+        ["128", "16", OURS],
+        ["128", "16", REAL],
+    ]
+    curve = effort.curves()["small"][OURS]
+    assert [minutes for minutes, _, _ in curve] == sorted(sum(cell["seconds"].values()) / 60 for cell in (small, large))
+    drawn = figures.svg("effort", "dark")
+    records.append(effort.SUITE, {**large, "drop_points": 9.0})
+    assert not figures.is_current("effort", drawn)
+
+
+def test_images_of_a_small_budget_are_the_first_of_a_large_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(effort, "load_benchmarks", lambda names: iter([small_benchmark()]))
+    found = []
+    for name, budgets in (("alone", BUDGETS[:1]), ("with", BUDGETS)):
+        monkeypatch.setattr(records, "RESULTS", tmp_path / name)
+        effort.run_suite(["small"], [0], [OURS], budgets)
+        found.append(records.read(effort.SUITE)[0])
+    assert found[0]["kl_to_float"] == found[1]["kl_to_float"]
