@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,53 +12,34 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from dffg.calibration import Calibration, calibration_images, images_beside
 from dffg.captured import Captured, capture
-from dffg.checkpoint import Checkpoint
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.device import AUTO, described, device_named, moved
+from dffg.device import AUTO, device_named, moved
 from dffg.ends import columns
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for, runtime_of
-from dffg.fold import fold_batch_norms
-from dffg.images import Array, ImageSpec, SyntheticSet
-from dffg.output import file_hash, staged_directory, temporary_beside
+from dffg.finish import finish
+from dffg.images import Array, ImageSpec
+from dffg.output import file_hash
 from dffg.quant.decide import Decided, decide, prepare_float
 from dffg.quant.learning import LearningCallback, learn
-from dffg.quant.placement import prepare
-from dffg.quant.stored import load_parameters, save_parameters, tensors_of
+from dffg.quant.stored import load_parameters, tensors_of
 from dffg.report.command import python_call
-from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
-from dffg.report.html import render_page
-from dffg.report.notes import equalization_notes, memory_notes, width_notes
 from dffg.report.result import (
-    IMAGES_FILE,
-    PAGE_FILE,
     PARAMETERS_FILE,
     REPORT_FILE,
-    Images,
     Report,
     Result,
     load_report,
 )
 from dffg.run import SHOWN_DIGITS, Clock, Run, StageCallback, describe_work, place, unfinished_work
-from dffg.synthesis import ProgressCallback, passes_per_chain, snapshots_per_chain, synthesize_set
-from dffg.verify import accuracy_of, verify
+from dffg.synthesis import ProgressCallback
 
 if TYPE_CHECKING:
     from dffg.distributed import Workers
-
-_HELD_OUT_SEED_OFFSET = 1_000_003
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Images for calibration, in memory, and where they came from."""
-
-    inputs: Array
-    made: SyntheticSet | None
-    description: Images
 
 
 def quantize(
@@ -137,13 +118,13 @@ def _quantize(
     with clock.stage("synthesis"):
         made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
         kept = run.kept(captured.module, made_with) if learning.learns else None
-        images = _calibration_images(run, made_with, calibration, kept)
+        images = calibration_images(run, made_with, calibration, kept)
     with clock.stage("calibration"):
         ranges_from = images.inputs[: synthesis.count]
         decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
     if learning.learns:
         decided = _learn(run, decided, images, learning, synthesis.seed)
-    return _finish(run, decided, images, quantization, learning, synthesis)
+    return finish(run, decided, images, quantization, learning, synthesis)
 
 
 def finetune(
@@ -218,11 +199,11 @@ def _finetune(
         float_module, _ = prepare_float(captured, replace(quantization, equalize=earlier.equalized))
         parameters = load_parameters(quantized / PARAMETERS_FILE, float_module, quantization.runtime)
     with clock.stage("synthesis"):
-        calibration = _images_beside(quantized, captured, earlier, images)
+        calibration = images_beside(quantized, captured, earlier, images)
         if calibration is None:
             synthesis = synthesis.for_learning(images or 0)
             kept = run.kept(captured.module, synthesis)
-            calibration = _calibration_images(run, synthesis, None, kept)
+            calibration = calibration_images(run, synthesis, None, kept)
     scheme = None if quantization.is_mixed else quantization.scheme
     decided = Decided(
         float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
@@ -231,7 +212,7 @@ def _finetune(
         recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
     )
     decided = _learn(run, decided, calibration, learning, synthesis.seed)
-    return _finish(run, decided, calibration, quantization, learning, synthesis)
+    return finish(run, decided, calibration, quantization, learning, synthesis)
 
 
 def _refuse_accuracy(captured: Captured, evaluation: Data | None) -> None:
@@ -248,116 +229,12 @@ def _captured(
     return model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
 
 
-def _finish(
-    run: Run,
-    decided: Decided,
-    images: Calibration,
-    quantization: QuantizationConfig,
-    learning: LearningConfig,
-    synthesis: SynthesisConfig,
-) -> Result:
-    """Write the file, verify it in its runtime, and report."""
-    captured, clock, quantized = run.captured, run.clock, decided.insert()
-    runtime = runtime_of(quantization.target)
-    with clock.stage("held-out images"):
-        held_out = _held_out_images(run, synthesis)
-    with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, temporary_beside(run.out) as scratch:
-        written, reference = staging / runtime.file, scratch / runtime.file
-        with clock.stage("export"):
-            runtime.write(quantized, captured.spec, written)
-            runtime.write_float(prepare(fold_batch_norms(captured)), captured.spec, reference)
-            _save_images(images, captured.spec, staging / IMAGES_FILE)
-            save_parameters(decided.parameters, staging / PARAMETERS_FILE)
-        with clock.stage("verify"):
-            facts = verify(runtime, quantized, written, reference, held_out)
-        accuracy = None
-        if run.evaluation is not None:
-            with clock.stage("evaluation"):
-                accuracy = accuracy_of(runtime, written, reference, run.evaluation)
-        result = Result(
-            model=run.name,
-            scheme=quantization.label,
-            target=quantization.target,
-            seed=synthesis.seed,
-            version=package_version("dffg"),
-            environment=describe_environment(torch.get_num_threads(), described(run.device)),
-            input=captured.spec,
-            images=images.description,
-            synthesis=None if images.made is None else images.made.config,
-            quantization=quantization,
-            equalized=decided.equalized,
-            learning=learning,
-            mixed=quantized.mixed,
-            command=run.command,
-            seconds=clock.seconds(),
-            peak_memory_bytes=peak_memory_bytes(),
-            accuracy=accuracy,
-            float_operations=quantized.float_operations,
-            zero_variance_channels=captured.zero_variance_channels,
-            notes=(
-                *run.notes,
-                *captured.notes,
-                *runtime.notes,
-                *width_notes(quantized, quantization.runtime),
-                *equalization_notes(decided),
-                *memory_notes(images.made, synthesis),
-            ),
-            files={entry.name: file_hash(entry) for entry in sorted(staging.iterdir())},
-            path=str(run.out),
-            **facts,
-        )
-        (staging / PAGE_FILE).write_text(render_page(result.to_dict(), images.made), encoding="utf-8")
-        result = replace(result, files={**result.files, PAGE_FILE: file_hash(staging / PAGE_FILE)})
-        result.save(staging / REPORT_FILE)
-    run.kept().remove()
-    return result
-
-
 def evaluate(path: str | Path, data: Data) -> Score:
     """Top-1 of a file on labelled data, in the runtime that its name's ending tells."""
     if data.labels is None:
         raise InputError("the data has no labels.")
     outputs = np.concatenate(list(runtime_for(Path(path)).run(Path(path), data.batches())))
     return score(outputs, data.labels)
-
-
-def _images_beside(directory: Path, captured: Captured, earlier: Report, count: int | None) -> Calibration | None:
-    """The images of an earlier result, where they are as many as asked for."""
-    made = SyntheticSet.load(directory / IMAGES_FILE) if earlier.synthesis else None
-    if made is None or (count is not None and count > len(made)):
-        return None
-    if made.spec.shape != captured.spec.shape:
-        raise InputError(f"the images in {directory} have shape {made.spec.shape}, not {captured.spec.shape}.")
-    made = made.first(count or len(made))
-    return Calibration(inputs=made.inputs, made=made, description=replace(earlier.images, count=len(made)))
-
-
-def _calibration_images(
-    run: Run, config: SynthesisConfig, data: Data | None, checkpoint: Checkpoint | None
-) -> Calibration:
-    captured = run.captured
-    if data is not None:
-        if data.spec.shape != captured.spec.shape:
-            raise InputError(f"calibration data has shape {data.spec.shape}, the network takes {captured.spec.shape}.")
-        inputs = np.concatenate(list(data.first(config.count).batches()))
-        description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
-        return Calibration(inputs=inputs, made=None, description=description)
-    made = synthesize_set(
-        captured.on(run.device),
-        config,
-        progress=run.progress,
-        checkpoint=checkpoint,
-        memory_limit=run.memory_limit,
-        workers=run.workers,
-    )
-    description = Images(
-        source=_source(config),
-        count=len(made),
-        chains=len(made.losses),
-        steps=config.steps,
-        passes=passes_per_chain(config),
-    )
-    return Calibration(inputs=made.inputs, made=made, description=description)
 
 
 def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:
@@ -370,29 +247,5 @@ def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConf
     return replace(decided, parameters=learned)
 
 
-def _source(config: SynthesisConfig) -> str:
-    return "synthetic images" + ("" if config.generator == "dffg" else f" by {config.generator}")
-
-
 def _batches(inputs: Array, size: int) -> Iterator[Tensor]:
     yield from torch.split(torch.from_numpy(inputs), size)
-
-
-def _save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
-    if images.made is not None:
-        images.made.save(path)
-    elif spec.is_pixels:
-        np.savez_compressed(path, images=spec.to_uint8(images.inputs))
-    else:
-        np.savez_compressed(path, features=images.inputs)
-
-
-def _held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
-    """Images of another seed, never seen in calibration: those kept of one chain of ours, whatever calibrated."""
-    if not config.is_fast_gradient:
-        config = SynthesisConfig(count=config.count, seed=config.seed)
-    count = min(config.count, config.batch_size * snapshots_per_chain(config))
-    held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
-    captured = run.captured.on(run.device)
-    made = synthesize_set(captured, held_out, progress=run.progress, memory_limit=run.memory_limit)
-    return torch.from_numpy(made.inputs)

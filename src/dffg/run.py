@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,11 @@ class Run:
     device: torch.device = HOST
     memory_limit: int | None = None
     workers: Workers | None = None
+
+    @cached_property
+    def network(self) -> Captured:
+        """The network where images are made and learned from."""
+        return self.captured.on(self.device)
 
     def kept(self, *decisive: Any) -> Checkpoint:
         """Where long work keeps what it has done until the result is written. decisive: what decides how it goes."""
