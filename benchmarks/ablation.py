@@ -20,7 +20,7 @@ from dffg.chain import chain_generator, method_of, run_chain
 from dffg.config import SynthesisConfig
 from dffg.distributed import Workers
 from dffg.evaluation.metrics import kl_divergence
-from dffg.images import Array
+from dffg.spec import Array
 from dffg.synthesis import snapshots
 
 SUITE = "ablation"

@@ -24,8 +24,9 @@ from dffg.config import SynthesisConfig
 from dffg.distributed import Workers
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import compare
-from dffg.images import Array, ImageSpec
-from dffg.synthesis import passes_per_chain, snapshots_per_chain, synthesize_set
+from dffg.snapshots import passes_per_chain, snapshots_per_chain
+from dffg.spec import Array, ImageSpec
+from dffg.synthesis import synthesize_set
 
 SUITE = "arena"
 COUNT = 64

@@ -23,8 +23,8 @@ from dffg.chain import Visit, method_of, run_chain
 from dffg.config import SynthesisConfig
 from dffg.distributed import Workers
 from dffg.graph import WEIGHTED, calls, with_output
-from dffg.images import Array
 from dffg.probe import Probe
+from dffg.spec import Array
 from dffg.synthesis import snapshots
 from dffg.variability import GradientAt, Variability, VariabilityOptions
 

@@ -23,7 +23,7 @@ from benchmarks.lowbits import RECONSTRUCTION, Budget, learn, measure, quantizat
 from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
 from benchmarks.tables import Records, latest, mean_and_deviation, spread
 from dffg.captured import Captured, capture
-from dffg.images import Array
+from dffg.spec import Array
 from dffg.synthesis import Progress, synthesize_set
 
 SUITE = "effort"

@@ -19,9 +19,10 @@ from dffg.export.onnx import INPUT_NAME, write_float
 from dffg.export.onnxruntime import run
 from dffg.fold import fold_batch_norms
 from dffg.handover import nncf_dataset
-from dffg.images import Array, SyntheticSet
+from dffg.images import SyntheticSet
 from dffg.quant.placement import prepare
 from dffg.report.environment import package_version
+from dffg.spec import Array
 from dffg.synthesis import synthesize_set
 
 SUITE = "handover"

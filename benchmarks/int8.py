@@ -21,9 +21,9 @@ from dffg.evaluation.metrics import agreement, compare
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
 from dffg.export.verification import match_simulation
-from dffg.images import Array
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
+from dffg.spec import Array
 from dffg.synthesis import synthesize_set
 
 SUITE = "int8"

@@ -18,8 +18,9 @@ from dffg.config import SynthesisConfig
 from dffg.export.onnx import INPUT_NAME, write_float, write_quantized
 from dffg.export.onnxruntime import session
 from dffg.handover import calibration_reader
-from dffg.images import Array, SyntheticSet
+from dffg.images import SyntheticSet
 from dffg.quant.decide import simulate
+from dffg.spec import Array
 from dffg.synthesis import synthesize_set
 
 SUITE = "latency"

@@ -29,11 +29,11 @@ from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
 from dffg.export.verification import match_simulation
-from dffg.images import Array
 from dffg.quant.decide import Decided, decide
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
 from dffg.quant.simulate import Quantized
+from dffg.spec import Array
 from dffg.synthesis import synthesize_set
 
 SUITE = "lowbits"

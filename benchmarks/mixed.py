@@ -22,13 +22,13 @@ from benchmarks.tables import Records, latest, mean_and_deviation, spread, uniqu
 from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.distributed import Workers
-from dffg.images import Array
 from dffg.quant.allocation import Problem, allocate
 from dffg.quant.decide import Seen, look, settle
 from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
 from dffg.quant.simulate import insert
 from dffg.quant.widths import uniform_widths
+from dffg.spec import Array
 from dffg.synthesis import synthesize_set
 
 SUITE = "mixed"

@@ -25,7 +25,8 @@ from dffg.config import SynthesisConfig
 from dffg.distributed import LOCAL, Workers, ray_workers
 from dffg.output import file_hash
 from dffg.pipeline import quantize
-from dffg.synthesis import ChainState, prepare_chains, run_packed_chain, synthesize_set, unpacked
+from dffg.snapshots import ChainState, unpacked
+from dffg.synthesis import prepare_chains, run_packed_chain, synthesize_set
 
 SUITE = "scale"
 BANDWIDTH = 1000 * MEGABIT

@@ -24,7 +24,6 @@ from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import session
 from dffg.fold import fold_batch_norms
 from dffg.graph import calls, is_stored
-from dffg.images import Array
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import Parameters, round_layers
@@ -32,6 +31,7 @@ from dffg.quant.placement import place, prepare
 from dffg.quant.ranges import Histogram
 from dffg.quant.simulate import Quantized, insert
 from dffg.quant.widths import uniform_widths
+from dffg.spec import Array
 
 BATCH = 32
 _ZERO_POINTS = 256

@@ -26,10 +26,10 @@ from dffg.evaluation.metrics import agreement, compare
 from dffg.export.runtime import Runtime, latency_ms
 from dffg.export.runtimes import runtime_of
 from dffg.export.verification import match_simulation
-from dffg.images import Array, ImageSpec
 from dffg.models import load_model
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
+from dffg.spec import Array, ImageSpec
 from dffg.synthesis import synthesize_set
 
 SUITE = "targets"

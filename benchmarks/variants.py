@@ -14,9 +14,9 @@ from dffg.bounds import Bounds, input_bounds
 from dffg.captured import Captured
 from dffg.chain import Method
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
 from dffg.objective import distance
 from dffg.probe import LayerStatistics, Probe
+from dffg.spec import ImageSpec
 from dffg.starts import start_from_noise
 from dffg.update import momentum_sign_step
 from dffg.variability import GradientAt, VariabilityOptions, input_diversity, none, random_view

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 SPEC = ImageSpec(shape=(1, 8, 8), bounds=(0.0, 16.0))
 TRAINING_EXAMPLES = 1200

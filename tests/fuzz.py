@@ -34,14 +34,15 @@ from dffg.config import Budget, LearningConfig, QuantizationConfig, Scheme, Synt
 from dffg.errors import DffgError
 from dffg.evaluation.data import load_data
 from dffg.fold import fold_batch_norms
-from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, parse_bounds, parse_numbers, parse_shape
+from dffg.images import SnapshotRecord, SyntheticSet
 from dffg.jobs import read_jobs
-from dffg.models import load_weights
 from dffg.onnx_file import described
 from dffg.quant.decide import decide
 from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters, tensors_of
 from dffg.report.result import SCHEMA_VERSION, load_report
+from dffg.spec import ImageSpec, parse_bounds, parse_numbers, parse_shape
+from dffg.weights import load_weights
 from tests.networks import captured, small_conv
 
 Parse = Callable[[Any], Any]

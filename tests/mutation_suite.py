@@ -40,6 +40,7 @@ TESTS = {
     "quant/calibrate": ("quant/test_decide", "quant/test_sensitivity"),
     "quant/divergence": ("quant/test_reconstruct",),
     "quant/finetune": ("quant/test_reconstruct",),
+    "quant/learned_network": ("quant/test_learned",),
     "quant/operators": ("quant/test_placement", "quant/test_decide"),
     "quant/parameters": ("quant/test_bias", "quant/test_decide"),
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dffg.captured import Captured, capture
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 

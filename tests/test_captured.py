@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dffg.captured import capture, program_input_shapes
 from dffg.errors import CaptureError, InputError, StatisticsError
 from dffg.graph import LINEAR, calls, is_stored, layer_name, weight_of
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8))

@@ -12,11 +12,11 @@ from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work, sealed
 from dffg.config import FinetuneConfig, ReconstructionConfig, SynthesisConfig
 from dffg.errors import OutputError
 from dffg.graph import copy_module
-from dffg.images import ImageSpec
 from dffg.quant import finetune as finetuning
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
 from dffg.quant.stored import tensors_of
+from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize_set
 from tests.networks import captured
 from tests.quant.test_reconstruct import images_of, start

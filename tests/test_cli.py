@@ -25,7 +25,8 @@ from PIL import Image
 
 from dffg.cli.main import main
 from dffg.export.verification import SimulationMatch
-from dffg.images import ImageSpec, SyntheticSet
+from dffg.images import SyntheticSet
+from dffg.spec import ImageSpec
 
 NETWORKS = """
 import torch

@@ -11,7 +11,7 @@ from dffg.captured import capture
 from dffg.clipping import clipped, own_clips
 from dffg.fold import fold_batch_norms
 from dffg.graph import copy_module
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from tests.networks import inputs, randomize
 
 

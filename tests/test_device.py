@@ -24,10 +24,10 @@ from dffg.config import (
 )
 from dffg.device import HOST, device_named, device_of, has_fast_bfloat16, moved
 from dffg.errors import InputError
-from dffg.images import ImageSpec
 from dffg.patches import PatchObjective
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
+from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize_set
 from tests.networks import NETWORKS, captured, inputs
 from tests.quant.test_learned import decided

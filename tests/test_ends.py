@@ -23,9 +23,10 @@ from dffg.errors import CaptureError, InputError
 from dffg.evaluation.data import load_data
 from dffg.export.runtimes import runtime_of
 from dffg.export.verification import by_output, match_simulation
-from dffg.images import ImageSpec, JointSpec, SyntheticSet
+from dffg.images import SyntheticSet
 from dffg.pipeline import quantize
 from dffg.quant.decide import simulate
+from dffg.spec import ImageSpec, JointSpec
 from dffg.synthesis import synthesize_set
 from tests.networks import randomize
 

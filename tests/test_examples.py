@@ -22,8 +22,9 @@ from dffg.evaluation.metrics import sqnr_db
 from dffg.export.onnx import write_float
 from dffg.export.onnxruntime import run
 from dffg.fold import fold_batch_norms
-from dffg.images import ImageSpec, SyntheticSet
+from dffg.images import SyntheticSet
 from dffg.quant.placement import prepare
+from dffg.spec import ImageSpec
 from tests.networks import randomize, small_conv
 from tests.test_images import make_set
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
 from dffg.pipeline import quantize
+from dffg.spec import ImageSpec
 from tests.networks import randomize
 
 

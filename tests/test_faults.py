@@ -20,10 +20,10 @@ import dffg.run
 from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, OutputError
-from dffg.images import ImageSpec
 from dffg.output import claimed
 from dffg.pipeline import quantize
 from dffg.report.result import PAGE_FILE, Result
+from dffg.spec import ImageSpec
 from tests.kill_suite import tiny
 from tests.networks import captured
 

@@ -5,7 +5,7 @@ from torch import nn
 from dffg.captured import capture
 from dffg.fold import fold_batch_norms, fold_with_records, is_foldable
 from dffg.graph import BATCH_NORM, calls
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8))

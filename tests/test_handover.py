@@ -7,7 +7,7 @@ import torch
 from dffg import handover
 from dffg.config import ArrayConfig
 from dffg.errors import InputError
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from tests.test_images import FEATURES, IMAGENET, make_set
 
 

@@ -18,11 +18,13 @@ from dffg.checkpoint import Checkpoint, sealed
 from dffg.errors import DffgError
 from dffg.evaluation.data import load_data
 from dffg.fold import fold_batch_norms
-from dffg.images import ImageSpec, SyntheticSet
-from dffg.models import load_model, load_weights
+from dffg.images import SyntheticSet
+from dffg.models import load_model
 from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters
 from dffg.report.result import load_report
+from dffg.spec import ImageSpec
+from dffg.weights import load_weights
 from tests.networks import captured, small_conv
 from tests.test_models import Evil
 

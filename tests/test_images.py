@@ -10,15 +10,8 @@ from PIL import Image
 
 from dffg.config import SynthesisConfig
 from dffg.errors import InputError, OutputError
-from dffg.images import (
-    ImageSpec,
-    SnapshotRecord,
-    SyntheticSet,
-    concatenate,
-    parse_bounds,
-    parse_numbers,
-    parse_shape,
-)
+from dffg.images import SnapshotRecord, SyntheticSet, concatenate
+from dffg.spec import ImageSpec, parse_bounds, parse_numbers, parse_shape
 
 IMAGENET = ImageSpec(shape=(3, 4, 6), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 FEATURES = ImageSpec(shape=(1, 49, 10), bounds=(-130.0, 30.0), source="audio")

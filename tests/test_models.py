@@ -23,7 +23,8 @@ from torch.export import Dim
 
 from dffg.captured import capture
 from dffg.errors import CaptureError, InputError
-from dffg.models import Loaded, load_model, load_weights, refuse_code
+from dffg.models import Loaded, load_model, refuse_code
+from dffg.weights import load_weights
 from tests.networks import inputs, randomize, small_conv
 
 FACTORIES = """

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dffg.captured import Captured, capture
-from dffg.images import ImageSpec
 from dffg.objective import Objective
 from dffg.probe import Moments, Probe, Target, compare, moments, target_of
+from dffg.spec import ImageSpec
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from tests.networks import NETWORKS, captured, inputs, network, randomize
 

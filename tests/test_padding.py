@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from dffg.captured import capture
 from dffg.fold import fold_batch_norms
 from dffg.graph import aten, calls
-from dffg.images import ImageSpec
 from dffg.padding import absorb_padding
+from dffg.spec import ImageSpec
 from tests.networks import inputs, randomize
 
 

@@ -16,7 +16,6 @@ from dffg.chain import method_of
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import StatisticsError
 from dffg.evaluation.metrics import kl_divergence
-from dffg.images import ImageSpec
 from dffg.patches import (
     BANDWIDTH,
     CLASS_WEIGHT,
@@ -30,6 +29,7 @@ from dffg.patches import (
 )
 from dffg.pipeline import quantize
 from dffg.quant.decide import simulate
+from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize_set
 from tests.digits import SPEC, Digits, DigitsTransformer, train_digits
 

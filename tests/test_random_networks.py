@@ -19,9 +19,9 @@ from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import run
 from dffg.export.verification import match_simulation
 from dffg.fold import fold_batch_norms
-from dffg.images import ImageSpec
 from dffg.quant.decide import decide
 from dffg.quant.learning import learn
+from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize_set
 from tests.networks import inputs
 from tests.random_networks import Conv, Depthwise, Join, Norm, Plan, Pool, Shared, plans

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from dffg.starts import STARTS, dead_leaves, pink_noise, start_from_noise, start_from_pictures
 
 PICTURES = ImageSpec(shape=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

@@ -7,8 +7,8 @@ from torch import nn
 
 from dffg.batch_norms import BatchNorm
 from dffg.captured import capture
-from dffg.images import ImageSpec
 from dffg.objective import Objective
+from dffg.spec import ImageSpec
 from dffg.statistics import (
     batch_norm_inputs,
     batch_norm_statistics_loss,

@@ -14,10 +14,11 @@ from dffg.batch import bytes_per_image
 from dffg.captured import capture
 from dffg.chain import chain_generator, gradient_of, method_of, run_chain
 from dffg.config import VARIABILITIES, SynthesisConfig
-from dffg.images import ImageSpec
+from dffg.snapshots import chains_needed, passes_per_chain
+from dffg.spec import ImageSpec
 from dffg.starts import start_from_pictures
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
-from dffg.synthesis import chains_needed, passes_per_chain, snapshots, synthesize, synthesize_set
+from dffg.synthesis import snapshots, synthesize, synthesize_set
 from tests.networks import captured, network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))

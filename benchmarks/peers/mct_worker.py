@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.networks import NETWORKS
 from dffg.errors import DffgError
-from dffg.images import Array, ImageSpec
+from dffg.spec import Array, ImageSpec
 
 UNSUPPORTED = 3
 WARM_UP_ITERATIONS = 2

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from dffg.distributed import ray_workers
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
-    from dffg.images import ImageSpec, JointSpec, SyntheticSet
+    from dffg.images import SyntheticSet
     from dffg.models import load_model
     from dffg.pipeline import evaluate, finetune, quantize
     from dffg.quant.decide import simulate
     from dffg.report.result import Result
+    from dffg.spec import ImageSpec, JointSpec
     from dffg.synthesis import synthesize, synthesize_set
 
 __all__ = [
@@ -51,11 +52,12 @@ _HOMES = {
     "distributed": ("ray_workers",),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),
-    "images": ("ImageSpec", "JointSpec", "SyntheticSet"),
+    "images": ("SyntheticSet",),
     "models": ("load_model",),
     "pipeline": ("evaluate", "finetune", "quantize"),
     "quant.decide": ("simulate",),
     "report.result": ("Result",),
+    "spec": ("ImageSpec", "JointSpec"),
     "synthesis": ("synthesize", "synthesize_set"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

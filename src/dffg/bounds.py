@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dffg.device import HOST
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 Bounds = tuple[Tensor, Tensor]
 

@@ -14,10 +14,12 @@ from dffg.checkpoint import Checkpoint
 from dffg.config import SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
-from dffg.images import Array, ImageSpec, SyntheticSet
+from dffg.images import SyntheticSet
 from dffg.report.result import IMAGES_FILE, Images, Report
 from dffg.run import Run
-from dffg.synthesis import passes_per_chain, snapshots_per_chain, synthesize_set
+from dffg.snapshots import passes_per_chain, snapshots_per_chain
+from dffg.spec import Array, ImageSpec
+from dffg.synthesis import synthesize_set
 
 _HELD_OUT_SEED_OFFSET = 1_000_003
 

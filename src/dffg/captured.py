@@ -21,8 +21,8 @@ from dffg.device import HOST, device_of, moved
 from dffg.ends import columns, examples, inputs_of, join, split
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.functional import functional_module
-from dffg.images import ImageSpec, JointSpec
 from dffg.patches import describe, patch_sources
+from dffg.spec import ImageSpec, JointSpec
 
 _RELATIVE_TOLERANCE = 1e-4
 _FLOAT_ONLY = (

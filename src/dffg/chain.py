@@ -4,7 +4,7 @@
     repeat   loss     = distance of the BatchNorm inputs from their running statistics      (objective.py)
                         without BatchNorm, how alike patches are                            (patches.py)
              gradient = d loss / d images, varied for diversity                             (variability.py)
-             hand out the images; those past the burn-in are kept as calibration data       (synthesis.py)
+             hand out the images; those past the burn-in are kept as calibration data       (snapshots.py)
              images   = images - step_size * sign(momentum of the gradients), clipped       (update.py)
 
 One run from noise to the last step is a chain; chains repeat until enough images exist. This follows "DFFG: Fast

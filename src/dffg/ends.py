@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dffg.graph import calls, copy_module
-from dffg.images import Array, ImageSpec, JointSpec
+from dffg.spec import Array, ImageSpec, JointSpec
 
 _library = torch.library.Library("dffg", "FRAGMENT")
 _library.define("input(Tensor joined, str name, int start, int[] shape) -> Tensor")

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from dffg.config import ArrayConfig
 from dffg.errors import InputError
-from dffg.images import Array, ImageSpec, SyntheticSet
+from dffg.images import SyntheticSet
+from dffg.spec import Array, ImageSpec
 
 if TYPE_CHECKING:
     import nncf

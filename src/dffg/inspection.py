@@ -11,9 +11,9 @@ from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.fold import fold_batch_norms, is_foldable
 from dffg.graph import WEIGHTED, calls
-from dffg.images import ImageSpec
 from dffg.quant.placement import integer_inputs, place, prepare
-from dffg.synthesis import chains_needed
+from dffg.snapshots import chains_needed
+from dffg.spec import ImageSpec
 
 _TIMED_PASSES = 3
 

@@ -22,8 +22,9 @@ from torch.export import ExportedProgram
 from dffg.archive import refuse_code
 from dffg.captured import default_spec, program_input_shapes
 from dffg.errors import InputError, first_line
-from dffg.images import ImageSpec
 from dffg.offline import VARIABLE, is_offline, no_connections
+from dffg.spec import ImageSpec
+from dffg.weights import load_weights
 
 FORMS = "demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx file"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,62 +66,6 @@ def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -
         assert isinstance(loaded.model, nn.Module)
         load_weights(loaded.model, weights)
     return replace(loaded, name=name)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Put a state dictionary from a file into a network, all of it and nothing else.
-
-    Wrappers that training scripts leave are removed: an outer `state_dict` or `model` entry, a `module.` prefix.
-    """
-    state = _read_state(path)
-    own = model.state_dict()
-    optional = {key for key in own if key.endswith("num_batches_tracked")}
-    problems = [
-        *_name_keys("missing in the file", sorted(own.keys() - state.keys() - optional)),
-        *_name_keys("unknown to the network", sorted(state.keys() - own.keys())),
-        *_name_keys("of another shape", [key for key in own if key in state and own[key].shape != state[key].shape]),
-    ]
-    if problems:
-        raise InputError(f"the weights in {path} do not fit the network: {'; '.join(problems)}.")
-    model.load_state_dict(state, strict=False)
-
-
-def _name_keys(what: str, keys: list[str]) -> list[str]:
-    return [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"] if keys else []
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"there is no weights file at {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            _check_sums(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be read as weights: {first_line(error)}\nGive .safetensors, or a .pth file "
-            "that holds only tensors (torch.save(model.state_dict(), ...))."
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
-    if not named or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} does not hold a state dictionary of tensors.")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _check_sums(path: Path) -> None:
-    """torch reads tensors without looking at the checksums that it wrote. Files of its old format have none."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} in it is damaged")
 
 
 def _load_program(path: Path, weights: Path | None, trust: bool) -> Loaded:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from dffg.errors import InputError
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 METADATA_KEY = "dffg.input"
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from dffg.bounds import input_bounds
 from dffg.graph import aten, calls, with_output
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 BANDWIDTH = 0.05
 CLASS_WEIGHT = 0.1

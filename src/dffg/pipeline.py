@@ -22,7 +22,6 @@ from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.finish import finish
-from dffg.images import Array, ImageSpec
 from dffg.output import file_hash
 from dffg.quant.decide import Decided, decide, prepare_float
 from dffg.quant.learning import LearningCallback, learn
@@ -36,6 +35,7 @@ from dffg.report.result import (
     load_report,
 )
 from dffg.run import SHOWN_DIGITS, Clock, Run, StageCallback, describe_work, place, unfinished_work
+from dffg.spec import Array, ImageSpec
 from dffg.synthesis import ProgressCallback
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dffg.bounds import input_bounds
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 Start = Callable[[SynthesisConfig, ImageSpec, torch.Generator], Tensor]
 

@@ -6,44 +6,34 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from dffg.baselines import chain_of
 from dffg.batch import fitting, is_out_of_memory
-from dffg.bounds import input_bounds
 from dffg.captured import Captured, from_bytes, to_bytes
 from dffg.chain import Visit
 from dffg.checkpoint import Checkpoint
-from dffg.config import JOINT, NOISES, SynthesisConfig
-from dffg.device import HOST
+from dffg.config import SynthesisConfig
 from dffg.errors import InputError
-from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet, concatenate
+from dffg.images import SyntheticSet, concatenate
 from dffg.memory import physical_memory_bytes, reused_memory
+from dffg.snapshots import (
+    ChainState,
+    Snapshot,
+    as_stored,
+    chains_needed,
+    images_of,
+    images_per_chain,
+    is_kept,
+    packed,
+    unpacked,
+)
+from dffg.spec import ImageSpec
 
 if TYPE_CHECKING:
     from dffg.distributed import Workers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """One kept batch: `images` is (batch, ...) network input, which chain passed it, after how many steps, its loss.
-
-    losses: those of all passes of the chain so far, its own last.
-    """
-
-    images: Tensor
-    chain: int
-    step: int
-    loss: float | None
-    losses: tuple[float | None, ...]
-
-    @property
-    def record(self) -> SnapshotRecord:
-        """What is remembered of it in a `SyntheticSet`."""
-        return SnapshotRecord(chain=self.chain, step=self.step, loss=self.loss, count=len(self.images))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,6 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
-ChainState = dict[str, Any]
 PreparedChains = tuple[Captured, SynthesisConfig, Callable[[int], Iterator[Visit]]]
 
 
@@ -119,7 +108,7 @@ def _collected(
     missing = [chain for chain in range(chains_needed(config)) if chain not in states]
     for chain, state in _chains(captured, config, missing, progress, workers):
         states[chain] = state
-        if checkpoint is not None and len(state["images"]) == _images_of(chain, config):
+        if checkpoint is not None and len(state["images"]) == images_of(chain, config):
             checkpoint.save(f"chain-{chain}", state)
     kept = [snapshot for chain in sorted(states) for snapshot in unpacked(states.pop(chain), chain, captured.spec)]
     return SyntheticSet(
@@ -162,7 +151,7 @@ def _chains_elsewhere(
     whole = replace(config, max_seconds=None)
     done, images = (
         chains_needed(config) - len(chains),
-        config.count - sum(_images_of(chain, config) for chain in chains),
+        config.count - sum(images_of(chain, config) for chain in chains),
     )
     for finished in workers.map(
         run_packed_chain,
@@ -202,38 +191,10 @@ def _refuse_more_than_memory(spec: ImageSpec, config: SynthesisConfig) -> None:
         )
 
 
-def packed(kept: list[Snapshot], spec: ImageSpec) -> ChainState:
-    """What a chain has kept as tensors, numbers and text; pixels as integers, a fourth of the size, where they are."""
-    images = torch.cat([snapshot.images for snapshot in kept])
-    if spec.is_pixels:
-        pixels = torch.from_numpy(spec.to_uint8(images.numpy()))
-        images = pixels if torch.equal(_from_pixels(pixels, spec), images) else images
-    records = [(snapshot.step, snapshot.loss, len(snapshot.images)) for snapshot in kept]
-    return {"images": images, "records": records, "losses": list(kept[-1].losses)}
-
-
-def unpacked(state: ChainState, chain: int, spec: ImageSpec) -> Iterator[Snapshot]:
-    """The snapshots of a chain again."""
-    images = state["images"]
-    images = _from_pixels(images, spec) if images.dtype == torch.uint8 else images
-    parts = torch.split(images, [count for *_, count in state["records"]])
-    for part, (step, loss, _) in zip(parts, state["records"]):
-        yield Snapshot(images=part, chain=chain, step=step, loss=loss, losses=tuple(state["losses"][: step + 1]))
-
-
 def _finished(checkpoint: Checkpoint, config: SynthesisConfig) -> dict[int, ChainState]:
     """All chains that were kept, by number; workers may have left gaps."""
     found = {chain: checkpoint.load(f"chain-{chain}") for chain in range(chains_needed(config))}
     return {chain: state for chain, state in found.items() if state is not None}
-
-
-def _from_pixels(pixels: Tensor, spec: ImageSpec) -> Tensor:
-    return torch.from_numpy(spec.from_uint8(pixels.numpy()))
-
-
-def chains_needed(config: SynthesisConfig) -> int:
-    """Chains until `count` images exist, if time allows."""
-    return math.ceil(config.count / _images_per_chain(config))
 
 
 def snapshots(
@@ -263,14 +224,14 @@ def _snapshots_of(
     progress: ProgressCallback | None = None,
 ) -> Iterator[Snapshot]:
     """What one chain keeps. It depends on nothing that other chains do, so that each can run anywhere."""
-    made = chain * _images_per_chain(config)
+    made = chain * images_per_chain(config)
     losses: list[float | None] = []
     for visit in run_chain(chain):
         losses.append(visit.loss)
         late = time.monotonic() > deadline
-        keep = _is_kept(visit.step, config) or (late and made == 0)
+        keep = is_kept(visit.step, config) or (late and made == 0)
         if keep:
-            images = _as_stored(visit.images[: config.count - made], captured)
+            images = as_stored(visit.images[: config.count - made], captured)
             made += len(images)
         if progress is not None:
             progress(_progress(visit, chain, config, made))
@@ -282,46 +243,6 @@ def _snapshots_of(
 
 def _deadline(config: SynthesisConfig) -> float:
     return math.inf if config.max_seconds is None else time.monotonic() + config.max_seconds
-
-
-def _images_per_chain(config: SynthesisConfig) -> int:
-    if config.generator in JOINT:
-        return config.count
-    return config.batch_size * snapshots_per_chain(config)
-
-
-def _images_of(chain: int, config: SynthesisConfig) -> int:
-    """Images that a chain contributes where time allows; the last one may end early."""
-    return min(_images_per_chain(config), config.count - chain * _images_per_chain(config))
-
-
-def _is_kept(step: int, config: SynthesisConfig) -> bool:
-    return step >= config.burn_in and (step - config.burn_in) % config.keep_every == 0
-
-
-def snapshots_per_chain(config: SynthesisConfig) -> int:
-    """Batches that one chain contributes."""
-    return sum(_is_kept(step, config) for step in range(config.steps))
-
-
-def passes_per_chain(config: SynthesisConfig) -> int:
-    """Forward and backward passes of one chain; noise looks at no network."""
-    if config.generator in NOISES:
-        return 0
-    return config.steps * (1 + config.variability_samples if config.variability == "variance-tuning" else 1)
-
-
-def _as_stored(images: Tensor, captured: Captured) -> Tensor:
-    """Contiguous copies, rounded as `SyntheticSet.save` would round them: what is stored is what calibrated.
-
-    Generators that do not keep to the legal pixels keep what they made.
-    """
-    images = images.detach().to(HOST).contiguous()
-    low, high = input_bounds(captured.spec)
-    slack = 1e-4 * (high - low)
-    if not captured.spec.is_pixels or (images < low - slack).any() or (images > high + slack).any():
-        return images.clone()
-    return torch.from_numpy(captured.spec.from_uint8(captured.spec.to_uint8(images.numpy())))
 
 
 def _progress(visit: Visit, chain: int, config: SynthesisConfig, made: int) -> Progress:

@@ -14,9 +14,9 @@ from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, agreement, compare, sqnr_db, why_broken
 from dffg.export.runtime import Runtime, latency_ms
 from dffg.export.verification import layer_sqnr_db, match_simulation
-from dffg.images import Array
 from dffg.quant.simulate import Quantized
 from dffg.report.result import Agreement, Latency, Layer, find_problems
+from dffg.spec import Array
 
 _BATCH = 16
 # Input values on which the simulation is compared with the runtime: 16 pictures of 224 pixels, or more smaller ones.

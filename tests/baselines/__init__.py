@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dffg.captured import Captured, capture
 from dffg.chain import Visit
 from dffg.config import NOISES, SynthesisConfig
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from tests.networks import BatchNorm, network
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))

@@ -9,7 +9,7 @@ from dffg.baselines import BASELINES
 from dffg.captured import capture
 from dffg.config import GENERATORS, NOISES, SynthesisConfig
 from dffg.errors import InputError
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize_set
 from tests.baselines import config, features, legal, losses, pictures
 from tests.networks import dead_channels, network

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dffg.baselines import deepinversion
-from dffg.images import ImageSpec
 from dffg.probe import Probe
+from dffg.spec import ImageSpec
 from tests.baselines import FEATURES, SPEC, config, features, images, look, pictures
 from tests.networks import captured as known
 from tests.networks import network

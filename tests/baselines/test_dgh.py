@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from dffg.baselines import dgh
 from dffg.captured import capture
-from dffg.images import ImageSpec
 from dffg.probe import Probe
+from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize_set
 from tests.baselines import FEATURES, SPEC, config, features, images, legal, look, pictures
 from tests.networks import dead_channels, network

@@ -7,7 +7,7 @@ import torch
 from benchmarks.networks import Benchmark
 
 from dffg.evaluation.data import Data
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from tests.networks import randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))

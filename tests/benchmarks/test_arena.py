@@ -3,7 +3,7 @@ from benchmarks.arena import Contestant, Suite, narrowed, passes_per_image
 
 from benchmarks import arena, records
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 from tests.benchmarks.small import small_benchmark
 
 CONTESTANTS = (

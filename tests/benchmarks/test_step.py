@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks import step, tables
 from dffg.captured import capture
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 
 @pytest.fixture

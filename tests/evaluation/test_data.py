@@ -8,7 +8,7 @@ from PIL import Image
 
 from dffg.errors import InputError
 from dffg.evaluation.data import fit_picture, load_data, read_picture
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 SPEC = ImageSpec(shape=(3, 8, 8))
 NORMALIZED = ImageSpec(shape=(3, 8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))

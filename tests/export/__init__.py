@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from dffg.captured import capture
 from dffg.export.onnx import write_quantized
-from dffg.images import ImageSpec
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
+from dffg.spec import ImageSpec
 from tests.networks import inputs, randomize
 
 SHAPE = (3, 8, 8)

@@ -17,10 +17,10 @@ from dffg.errors import ExportError, InputError
 from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
-from dffg.images import ImageSpec
 from dffg.onnx_file import load, read_spec
 from dffg.quant.operators import QUANTIZE
 from dffg.quant.simulate import Quantized
+from dffg.spec import ImageSpec
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, exported, normalized
 from tests.networks import inputs, randomize
 

@@ -23,9 +23,9 @@ from dffg.config import SynthesisConfig
 from dffg.ends import input_names, output_names, split_ends
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
 from dffg.export.onnx import write_float
-from dffg.images import ImageSpec, JointSpec
 from dffg.models import load_model
 from dffg.onnx_import.load import load_onnx
+from dffg.spec import ImageSpec, JointSpec
 from dffg.synthesis import synthesize_set
 from tests.export import exported
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv

@@ -10,7 +10,6 @@ from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.fold import fold_with_records
 from dffg.graph import Tap, stored_tensor
-from dffg.images import ImageSpec
 from dffg.quant.affine import dequantize
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.decide import simulate
@@ -18,6 +17,7 @@ from dffg.quant.moments import batch_norm_moments
 from dffg.quant.parameters import Parameters, round_layers
 from dffg.quant.placement import place, prepare
 from dffg.quant.widths import quantized_layers, uniform_widths
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, randomize
 
 COARSE = QuantizationConfig(bits="W3A8")

@@ -5,10 +5,10 @@ from torch.nn import functional as F
 
 from dffg.captured import capture
 from dffg.fold import fold_batch_norms
-from dffg.images import ImageSpec
 from dffg.quant.blocks import find_blocks
 from dffg.quant.placement import prepare
 from dffg.quant.widths import quantized_layers
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, randomize
 
 

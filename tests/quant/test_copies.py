@@ -10,11 +10,11 @@ from dffg.config import QuantizationConfig
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
-from dffg.images import ImageSpec
 from dffg.quant.decide import prepare_float, simulate
 from dffg.quant.operators import COPY
 from dffg.quant.placement import place
 from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
+from dffg.spec import ImageSpec
 from tests.networks import InvertedResidual, captured, inputs, randomize
 
 SPEC = ImageSpec(shape=(3, 16, 16))

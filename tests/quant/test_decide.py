@@ -10,9 +10,9 @@ from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.graph import WEIGHTED, Tap, calls
-from dffg.images import ImageSpec
 from dffg.quant.decide import choose_equalization, decide, prepare_float, simulate
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, dead_channels, inputs, network, randomize, small_conv
 
 SPEC = ImageSpec(shape=(3, 8, 8))

@@ -6,11 +6,11 @@ from torch.nn import functional as F
 from dffg.captured import capture
 from dffg.fold import fold_with_records
 from dffg.graph import Tap, argument, layer_name, stored_tensor
-from dffg.images import ImageSpec
 from dffg.quant.equalize import absorb_biases, equalize_weights, find_pairs, rescale_moments
 from dffg.quant.moments import batch_norm_moments
 from dffg.quant.placement import prepare
 from dffg.quant.widths import quantized_layers
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, network, randomize
 
 

@@ -13,7 +13,6 @@ from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.learned import (
     LearnedActivation,
     LearnedBias,
-    LearnedNetwork,
     LearnedWeight,
     anneal,
     confine_weights,
@@ -22,6 +21,7 @@ from dffg.quant.learned import (
     where_rounded,
     where_weight_is,
 )
+from dffg.quant.learned_network import LearnedNetwork
 from dffg.quant.parameters import LayerParameters, Parameters, round_layers
 from dffg.quant.placement import place, prepare
 from dffg.quant.simulate import insert

@@ -7,13 +7,13 @@ from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.fold import fold_batch_norms
-from dffg.images import ImageSpec
 from dffg.quant.calibrate import observe, observed_tensors
 from dffg.quant.decide import simulate
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare
 from dffg.quant.sensitivity import FloatRun
 from dffg.quant.widths import input_tensor, quantized_layers
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, randomize
 
 

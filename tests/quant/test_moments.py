@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from dffg.captured import capture
 from dffg.fold import fold_with_records
 from dffg.graph import Tap
-from dffg.images import ImageSpec
 from dffg.quant.moments import Moments, batch_norm_moments, clipped_normal, propagate, response
 from dffg.quant.placement import prepare
+from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, randomize
 
 

@@ -7,10 +7,10 @@ from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.fold import fold_batch_norms
 from dffg.graph import WEIGHTED, calls
-from dffg.images import ImageSpec
 from dffg.quant.decide import look
 from dffg.quant.operators import GLOBAL_AVERAGE_POOL
 from dffg.quant.placement import integer_inputs, place, prepare
+from dffg.spec import ImageSpec
 from dffg.targets import EXECUTORCH, ONNXRUNTIME
 from tests.networks import NETWORKS, captured, inputs, network, randomize
 

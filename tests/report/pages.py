@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec, SnapshotRecord, SyntheticSet
+from dffg.images import SnapshotRecord, SyntheticSet
+from dffg.spec import ImageSpec
 from tests.report.test_result import RESULT
 
 HOSTILE = "<script>document.title = 'owned'</script>\"'&$x$<img src=x onerror=alert(1)>"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dffg.images import ImageSpec
 from dffg.report.html import render_comparison, render_page
+from dffg.spec import ImageSpec
 from tests.report.pages import HOSTILE, made_set, plain_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -6,8 +6,8 @@ import pytest
 
 from dffg.config import GENERATORS, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
-from dffg.images import ImageSpec
 from dffg.report.command import needed_options, python_call
+from dffg.spec import ImageSpec
 
 CONFIGS = [
     SynthesisConfig(),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dffg.images import ImageSpec, JointSpec, SnapshotRecord
+from dffg.images import SnapshotRecord
 from dffg.report.gallery import drawable, gallery
+from dffg.spec import ImageSpec, JointSpec
 from tests.report.pages import made_set
 
 GRAY = ImageSpec(shape=(1, 8, 8))

@@ -11,13 +11,13 @@ from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.runtime import Kernels
 from dffg.export.verification import SimulationMatch
-from dffg.images import ImageSpec
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
 from dffg.quant.widths import BitWidths
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems, load_report
 from dffg.report.terminal import describe_accuracy, render
+from dffg.spec import ImageSpec
 
 KERNELS = Kernels(integer=3, float=0, other={"Reshape": 1})
 AGREEMENT = Agreement(top1=0.975, sqnr_db=31.25, count=16)

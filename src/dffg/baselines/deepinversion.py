@@ -15,8 +15,8 @@ from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
 from dffg.device import channels_last
-from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
+from dffg.spec import ImageSpec
 
 FIRST_LAYER_WEIGHT = 10.0
 WIDEST_SMALL_PICTURE = 64

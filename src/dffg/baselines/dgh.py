@@ -14,8 +14,8 @@ from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
 from dffg.device import HOST, channels_last
-from dffg.images import ImageSpec
 from dffg.probe import LayerStatistics, Probe
+from dffg.spec import ImageSpec
 
 LEARNING_RATE = 16.0
 PLATEAU_FACTOR, PLATEAUS, LOWEST_RATE = 0.5, 50, 1e-4

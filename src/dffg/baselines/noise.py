@@ -11,7 +11,7 @@ from dffg.bounds import input_bounds
 from dffg.captured import Captured
 from dffg.chain import Visit, chain_generator
 from dffg.config import SynthesisConfig
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 Draw = Callable[[tuple[int, ...], ImageSpec, torch.Generator], Tensor]
 

@@ -13,8 +13,8 @@ from dffg.errors import InputError
 if TYPE_CHECKING:
     from dffg.captured import Captured
     from dffg.evaluation.data import Data
-    from dffg.images import ImageSpec
     from dffg.models import Loaded
+    from dffg.spec import ImageSpec
 
 
 def load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
@@ -34,7 +34,7 @@ def load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple
 
 def describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
     """What the network's source says, with what the user says on top; several inputs are separated by slashes."""
-    from dffg.images import JointSpec
+    from dffg.spec import JointSpec
 
     names = ("input_shape", "mean", "std", "bounds")
     given = {name: str(options[name]).split("/") for name in names if options.get(name)}
@@ -51,7 +51,7 @@ def describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpe
 
 
 def _describe_one_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:
-    from dffg.images import ImageSpec, parse_bounds, parse_numbers, parse_shape
+    from dffg.spec import ImageSpec, parse_bounds, parse_numbers, parse_shape
 
     changes: dict[str, Any] = {}
     for name, parse in (("mean", parse_numbers), ("std", parse_numbers), ("bounds", parse_bounds)):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dffg.errors import InputError
-from dffg.images import Array, ImageSpec, JointSpec, Pixels, joined_name, read_npz
+from dffg.images import read_npz
+from dffg.spec import Array, ImageSpec, JointSpec, Pixels, joined_name
 
 Labels = NDArray[np.int64]
 _LONGEST = 100

@@ -27,10 +27,10 @@ from dffg.ends import INPUT, answers, examples, join, split, split_ends
 from dffg.errors import ExportError, InputError, first_line
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.graph import add_tensor, aten, calls, is_stored, nodes_by_name, standalone, stored_tensor, with_output
-from dffg.images import Array, ImageSpec
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.placement import is_fused_padding
 from dffg.quant.simulate import Quantized
+from dffg.spec import Array, ImageSpec
 
 _SHIFT = 128
 _HEAVY = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d", "XNNFullyConnected")

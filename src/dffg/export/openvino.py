@@ -15,9 +15,9 @@ from dffg.ends import join, split
 from dffg.errors import InputError, first_line
 from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
-from dffg.images import Array, ImageSpec
 from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.simulate import Quantized
+from dffg.spec import Array, ImageSpec
 
 _HEAVY = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 _INTEGER_TYPES = ("u8", "i8")

@@ -12,8 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import fx
 
-from dffg.images import Array, ImageSpec
 from dffg.quant.simulate import Quantized
+from dffg.spec import Array, ImageSpec
 
 Run = Callable[[Array], Array]
 Watch = Callable[[Array], tuple[Array, dict[str, NDArray[Any]]]]

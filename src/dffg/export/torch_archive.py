@@ -25,10 +25,10 @@ from dffg.ends import examples, join, split, split_ends
 from dffg.errors import ExportError, InputError, first_line
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
 from dffg.graph import WEIGHTED, Tap, aten, calls, standalone
-from dffg.images import Array, ImageSpec
 from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized
+from dffg.spec import Array, ImageSpec
 
 _INTEGERS = (torch.uint8, torch.int8)
 

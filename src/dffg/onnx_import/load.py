@@ -15,10 +15,10 @@ from torch import Tensor
 from dffg.captured import default_spec
 from dffg.ends import inputs_of
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
-from dffg.images import ImageSpec
 from dffg.onnx_file import load, spec_of
 from dffg.onnx_import.module import OnnxModule
 from dffg.onnx_import.operators import OLDEST_VERSION
+from dffg.spec import ImageSpec
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

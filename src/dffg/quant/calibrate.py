@@ -15,12 +15,12 @@ from dffg.device import channels_last, has_fast_bfloat16, in_bfloat16
 from dffg.ends import INPUT
 from dffg.errors import InputError
 from dffg.graph import Tap, calls, copy_module
-from dffg.images import ImageSpec
 from dffg.padding import absorb_padding
 from dffg.quant.affine import QParams, activation_qparams, signed_qparams
 from dffg.quant.placement import Placement, clip_bounds
 from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
 from dffg.quant.widths import BitWidths
+from dffg.spec import ImageSpec
 
 # Error of the answer in bfloat16, relative to the answer: 0.04 in EfficientNet-Lite0, where 8 bits make 0.1.
 _BEARABLE = 0.15

@@ -11,7 +11,6 @@ from torch import Tensor, fx
 from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
 from dffg.fold import fold_with_records
-from dffg.images import ImageSpec
 from dffg.memory import reused_memory
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
@@ -26,6 +25,7 @@ from dffg.quant.placement import Placement, place, prepare
 from dffg.quant.ranges import SOUGHT, Histogram
 from dffg.quant.simulate import Quantized, insert
 from dffg.quant.widths import BitWidths, uniform_widths
+from dffg.spec import ImageSpec
 
 _TRIAL_IMAGES = 32
 # Less than this share of the divergence is no accident of 32 images.

@@ -15,7 +15,8 @@ from dffg.graph import nodes_by_name, with_output
 from dffg.memory import reused_memory
 from dffg.quant.blocks import find_blocks
 from dffg.quant.divergence import divergence
-from dffg.quant.learned import LearnedNetwork, anneal, confine_weights, learning_optimizer, where_rounded
+from dffg.quant.learned import anneal, confine_weights, learning_optimizer, where_rounded
+from dffg.quant.learned_network import LearnedNetwork
 from dffg.quant.parameters import Parameters
 
 _STATE = "finetuning"

@@ -12,7 +12,6 @@ from torch import Tensor, fx
 
 from dffg.config import Budget, QuantizationConfig
 from dffg.graph import weight_of
-from dffg.images import ImageSpec
 from dffg.quant.affine import QParams
 from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
 from dffg.quant.calibrate import choose_ranges
@@ -21,6 +20,7 @@ from dffg.quant.placement import Placement
 from dffg.quant.ranges import Histogram
 from dffg.quant.sensitivity import MEASURES, Candidates, measure_inputs, measure_weights
 from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
+from dffg.spec import ImageSpec
 
 
 @dataclass(frozen=True, kw_only=True)

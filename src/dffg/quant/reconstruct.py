@@ -16,15 +16,8 @@ from dffg.device import channels_last, device_of, has_fast_bfloat16, in_bfloat16
 from dffg.graph import CONVOLUTIONS, argument, calls, nodes_by_name
 from dffg.memory import reused_memory
 from dffg.quant.blocks import Block, find_blocks, work_of
-from dffg.quant.learned import (
-    LearnedNetwork,
-    anneal,
-    between,
-    confine_weights,
-    exchanged,
-    learning_optimizer,
-    where_weight_is,
-)
+from dffg.quant.learned import anneal, confine_weights, exchanged, learning_optimizer, where_weight_is
+from dffg.quant.learned_network import LearnedNetwork, between
 from dffg.quant.parameters import Parameters
 
 _BATCH = 64

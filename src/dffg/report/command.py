@@ -8,7 +8,7 @@ from typing import Any
 
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
-from dffg.images import ImageSpec
+from dffg.spec import ImageSpec
 
 Config = SynthesisConfig | QuantizationConfig | LearningConfig
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dffg.images import Array, JointSpec, SnapshotRecord, SyntheticSet
+from dffg.images import SnapshotRecord, SyntheticSet
+from dffg.spec import Array, JointSpec
 
 ROWS, COLUMNS = 4, 6
 # Pictures beyond this side are made smaller, and stored with loss: they are to be looked at.

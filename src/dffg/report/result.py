@@ -14,9 +14,9 @@ from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.runtime import Kernels
 from dffg.export.verification import SimulationMatch
-from dffg.images import ImageSpec
 from dffg.quant.mixed import MixedPrecision
 from dffg.report.environment import Environment
+from dffg.spec import ImageSpec
 
 SCHEMA_VERSION = 1
 IMAGES_FILE, PARAMETERS_FILE = "images.npz", "parameters.npz"
