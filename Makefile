@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage docs check audit clean
+.PHONY: setup demo test lowest coverage docs check audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,9 @@ test-first:
 
 test-second:
 	$(BIN)/python -m pytest -q --durations=10 tests src $(FIRST:%=--ignore=%)
+
+lowest: setup ## test with the oldest versions of everything that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.lowest
 
 coverage: setup ## lines and branches of the library that the tests run; half an hour
 	rm -f .coverage .coverage.*
