@@ -104,16 +104,16 @@ def test_a_wide_outer_layer_reads_the_tensor_itself():
         def __init__(self):
             super().__init__()
             self.first, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
-            self.middle, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.second, self.middle, self.last = (nn.Conv2d(8, 8, 1) for _ in range(3))
 
         def forward(self, x):
-            x = self.norm(self.first(x))
+            x = self.second(self.norm(self.first(x)))
             y = x + self.middle(x)
             return y + self.last(y)
 
     module, copies = copied(capture(randomize(Ends()), spec=SPEC), bits="W4A4", first_last_bits=8)
-    first, middle, last = quantized_layers(module)
-    assert list(copies) == [first.name]
+    _, second, middle, last = quantized_layers(module)
+    assert list(copies) == [second.name]
     assert middle.args[0].target is COPY
     assert last.args[0].target is torch.ops.aten.add.Tensor
 

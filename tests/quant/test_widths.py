@@ -1,10 +1,13 @@
 import pytest
+from torch import nn
 
+from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.fold import fold_batch_norms
 from dffg.quant.placement import place, prepare
 from dffg.quant.widths import input_tensor, quantized_layers, stored_bits, uniform_widths
-from tests.networks import captured
+from dffg.spec import ImageSpec
+from tests.networks import captured, randomize
 
 
 def widths_of(name, **options):
@@ -26,16 +29,45 @@ def test_every_layer_has_the_width_of_the_scheme_and_the_rest_a_width_of_its_own
     assert set(widths.activations.values()) == {5, 7}
 
 
-@pytest.mark.parametrize("name", ["conv", "inverted-residual"])
-def test_outer_layers_have_weights_and_inputs_of_another_width(name):
+@pytest.mark.parametrize(("name", "result"), [("conv", "relu"), ("inverted-residual", "hardtanh")])
+def test_outer_layers_have_weights_and_inputs_of_another_width_and_the_first_its_result(name, result):
     module, placement, widths = widths_of(name, bits="W3A5", first_last_bits=6, other_bits=7)
     first, *middle, last = quantized_layers(module)
     assert [widths.weights[layer.name] for layer in (first, last)] == [6, 6]
     assert all(widths.weights[layer.name] == 3 for layer in middle)
     outer = {input_tensor(layer, placement).name for layer in (first, last)}
     assert len(outer) == 2
+    outer.add(result)
     assert {name for name, bits in widths.activations.items() if bits == 6} == outer
     assert {name for name, bits in widths.activations.items() if bits == 5} == read_by_layers(module, placement) - outer
+
+
+class Stem(nn.Module):
+    """As networks begin: pooled, or with an activation that has no integer kernel."""
+
+    def __init__(self, activation: nn.Module, pool: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.activation, self.pool = activation, pool
+        self.second, self.third, self.last = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, x):
+        x = self.pool(self.activation(self.norm(self.first(x))))
+        return self.last(self.third(self.second(x) + x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardswish(), nn.SiLU()])
+@pytest.mark.parametrize("pool", [nn.Identity(), nn.MaxPool2d(2), nn.AvgPool2d(2)])
+def test_the_first_result_is_wide_up_to_the_next_layer(activation, pool):
+    network = capture(randomize(Stem(activation, pool)), spec=ImageSpec(shape=(3, 8, 8)))
+    module = prepare(fold_batch_norms(network))
+    placement = place(module)
+    widths = uniform_widths(module, placement, QuantizationConfig(bits="W4A4", first_last_bits=6, other_bits=7))
+    _, second, third, last = quantized_layers(module)
+    assert widths.activations[input_tensor(second, placement).name] == 6
+    bits = [widths.activations[input_tensor(layer, placement).name] for layer in (second, third, last)]
+    assert bits == [6, 4, 6]
+    assert widths.activations[second.name] == 7
 
 
 def test_widths_are_stored_in_the_narrowest_type_that_holds_them():

@@ -27,7 +27,9 @@ class QuantizationConfig:
 
     bits: str = option("W8A8", "Bit widths of weights and activations, 2 to 8; or mixed, chosen to fit --budget.")
     first_last_bits: int | None = option(
-        None, "Other width for the first and the last layer's weights and inputs; 8 is common below 8 bits."
+        None,
+        "Other width for the first and the last layer's weights and inputs, and the first one's result; 8 is common "
+        "below 8 bits.",
     )
     other_bits: int = option(
         8, "Width of activations that others than convolutions and linear layers read: operands of sums and of pooling."

@@ -8,7 +8,7 @@ from torch import fx
 
 from dffg.config import QuantizationConfig
 from dffg.graph import WEIGHTED, calls
-from dffg.quant.placement import Placement, before_padding, integer_inputs
+from dffg.quant.placement import POOLS, Placement, before_padding, integer_inputs
 
 _STORED_BITS = (2, 4, 8)
 
@@ -36,11 +36,23 @@ def input_tensor(layer: fx.Node, placement: Placement) -> fx.Node:
     return placement.source[before_padding(layer.args[0])]  # type: ignore[arg-type]
 
 
+def result_tensors(layer: fx.Node, placement: Placement) -> set[str]:
+    """The tensors whose scale has what a layer gives, through activations and pooling, to whoever computes with it."""
+    found, ahead = set(), [layer]
+    while ahead:
+        node = ahead.pop()
+        if node in placement.source:
+            found.add(placement.source[node].name)
+        ahead += [user for user in node.users if not integer_inputs(user) or calls(user, *POOLS)]
+    return found
+
+
 def uniform_widths(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> BitWidths:
     """The same width for the weight and the input of every layer.
 
-    `first_last_bits`, where given, is that of the first and the last layer in order of execution: the convention of
-    BRECQ (Li et al., ICLR 2021). `other_bits` is that of activations that no layer reads, which BRECQ and its
+    `first_last_bits`, where given, is that of the first and the last layer in order of execution, and of what the first
+    one gives: the convention of BRECQ (Li et al., ICLR 2021); QDrop (Wei et al., ICLR 2022) leaves the first result
+    narrow. `other_bits` is that of activations that no layer reads, which BRECQ and its
     successors leave in float: here they are integers too, and 8 bits cost no more than fewer. What a layer reads as
     well has a copy for it by then (`copies.py`).
     """
@@ -52,4 +64,6 @@ def uniform_widths(module: fx.GraphModule, placement: Placement, config: Quantiz
         for layer in layers[:1] + layers[-1:]:
             weights[layer.name] = config.first_last_bits
             activations[input_tensor(layer, placement).name] = config.first_last_bits
+        for name in set().union(*(result_tensors(layer, placement) for layer in layers[:1])):
+            activations[name] = config.first_last_bits
     return BitWidths(weights=weights, activations=activations)
