@@ -280,6 +280,11 @@ def data_of(name: str) -> str:
     return hashlib.sha256(json.dumps([repr(part) for part in _SHOWN[name]()]).encode()).hexdigest()[:16]
 
 
+def is_empty(name: str) -> bool:
+    """Whether there are no results to show yet."""
+    return not any(_SHOWN[name]())
+
+
 def svg(name: str, theme: str) -> str:
     """A plot as text; the fingerprint of its data is its description, so that a stale one is found without drawing."""
     colors = THEMES[theme]

@@ -77,6 +77,8 @@ def _table(match: re.Match[str]) -> str:
 
 def _render_plots(folder: Path, name: str, *, check: bool) -> bool:
     """Whether the stored plot, on a light or on a dark page, shows other results than today's."""
+    if figures.is_empty(name):
+        return False
     paths = {theme: folder / f"{name}-{theme}.svg" for theme in figures.THEMES}
     current = [path.exists() and figures.is_current(name, path.read_text(encoding="utf-8")) for path in paths.values()]
     if all(current):

@@ -18,7 +18,9 @@ BUDGETS = [Budget(images=64, steps=4, tuning_steps=0), Budget(images=128, steps=
 def test_every_budget_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(effort, "load_benchmarks", lambda names: iter([small_benchmark()]))
+    assert figures.is_empty("effort")
     effort.run_suite(["small"], [0], [OURS, REAL], BUDGETS)
+    assert not figures.is_empty("effort")
     measured = records.read(effort.SUITE)
     assert [(cell["source"], cell["images"], cell["steps"]) for cell in measured] == [
         *((OURS, 64, 4), (OURS, 128, 16)),
