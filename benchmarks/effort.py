@@ -11,18 +11,17 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from benchmarks import records
+from benchmarks import lowbits, records
 from benchmarks.cells import measure as measure_cells
 from benchmarks.int8 import OURS
-from benchmarks.lowbits import RECONSTRUCTION, Budget, learn, measure, quantization, reconstruction, synthesis
-from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
+from benchmarks.lowbits import RECONSTRUCTION, Budget, key, learn, measure, prepared, synthesis
+from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.tables import Records, latest, mean_and_deviation, spread
-from dffg.captured import Captured, capture
+from dffg.captured import Captured
 from dffg.spec import Array
 from dffg.synthesis import Progress, synthesize_set
 
@@ -43,44 +42,28 @@ def run_suite(networks: list[str], seeds: list[int], sources: list[str], budgets
             for source in sources
         ]
         wanted = [group for group in groups if group]
-        measure_cells(SUITE, _measured, wanted, prepare=_prepared, shared=benchmark, show=_summary)
+        measure_cells(SUITE, _measured, wanted, prepare=prepared, shared=benchmark, show=_summary)
 
 
 def cells(network: str, source: str, seed: int, budgets: list[Budget]) -> list[dict[str, Any]]:
     """Every budget, with the whole configuration of what it is spent on."""
     return [
-        {
-            "network": network,
-            "source": source,
-            "seed": seed,
-            "images": budget.images,
-            "steps": budget.steps,
-            "config": {
-                "synthesis": asdict(synthesis(budget, RECONSTRUCTION, seed)) if source == OURS else {},
-                "quantization": asdict(quantization(BITS, RECONSTRUCTION)),
-                "reconstruction": asdict(reconstruction(budget, seed)),
-            },
-        }
+        {**cell, "images": budget.images, "steps": budget.steps}
         for budget in budgets
+        for cell in lowbits.cells(network, source, seed, [BITS], [RECONSTRUCTION], budget)
     ]
 
 
-def key(record: dict[str, Any]) -> str:
-    """What makes a cell: where a default has changed since, it is another one."""
-    return repr([record[name] for name in ("network", "source", "seed", "images", "steps", "config")])
+def _budget(cell: dict[str, Any]) -> Budget:
+    return Budget(images=int(cell["images"]), steps=int(cell["steps"]), tuning_steps=0)
 
 
-def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Captured, Array]:
-    captured = capture(benchmark.model, spec=benchmark.spec)
-    return benchmark, captured, outputs_of(benchmark.model, benchmark.evaluation)
-
-
-def _measured(prepared: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _measured(network: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Cells of one source and seed."""
-    benchmark, captured, reference = prepared
+    benchmark, captured, reference = network
     images, until = _images(benchmark, captured, wanted)
     for cell in wanted:
-        budget = Budget(images=cell["images"], steps=cell["steps"], tuning_steps=0)
+        budget = _budget(cell)
         started = time.perf_counter()
         learned = learn(captured, torch.from_numpy(images[: budget.images]), BITS, budget, cell["seed"])
         seconds = {"learning": time.perf_counter() - started}
@@ -121,8 +104,7 @@ def results() -> Records:
 
 
 def _like(record: dict[str, Any]) -> list[dict[str, Any]]:
-    budget = Budget(images=int(record["images"]), steps=int(record["steps"]), tuning_steps=0)
-    return cells(str(record["network"]), str(record["source"]), int(record["seed"]), [budget])
+    return cells(str(record["network"]), str(record["source"]), int(record["seed"]), [_budget(record)])
 
 
 def effort_table() -> str:

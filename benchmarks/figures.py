@@ -176,12 +176,21 @@ def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
     axes.grid(True, linewidth=0.5)
 
 
+def _side_by_side(titles: list[str]) -> tuple[Figure, list[Axes]]:
+    """A small plot for every title, in a row."""
+    figure = Figure(figsize=(4.6 * max(len(titles), 1), 3.6), layout="constrained")
+    panes = [figure.add_subplot(1, len(titles), index + 1, title=title) for index, title in enumerate(titles)]
+    for axes in panes:
+        axes.title.set_fontsize(10)
+        axes.grid(True, linewidth=0.5)
+    return figure, panes
+
+
 def frontier(theme: str) -> Figure:
     """Divergence against size, with widths of their own for every layer: further down and to the left is better."""
     colors, shown = THEMES[theme], mixed.frontiers()
-    figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.6), layout="constrained")
-    for index, (network, curves) in enumerate(shown.items()):
-        axes = figure.add_subplot(1, len(shown), index + 1)
+    figure, panes = _side_by_side(list(shown))
+    for axes, curves in zip(panes, shown.values()):
         for kind, points in curves.items():
             megabytes, means, deviations = zip(*points)
             style: Any = (
@@ -191,8 +200,6 @@ def frontier(theme: str) -> Figure:
             )
             axes.errorbar(megabytes, means, yerr=deviations, label=kind, elinewidth=0.8, **style)
         axes.set_yscale("log")
-        axes.set_title(network, fontsize=10)
-        axes.grid(True, linewidth=0.5)
         axes.legend(frameon=False)
     figure.supxlabel("megabytes of the file", fontsize=10)
     figure.supylabel("KL to the float network, nats", fontsize=10)
@@ -202,16 +209,13 @@ def frontier(theme: str) -> Figure:
 def effort_curve(theme: str) -> Figure:
     """Accuracy of learned four bits against the minutes that images and learning take."""
     colors, shown = THEMES[theme], effort.curves()
-    figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.6), layout="constrained")
-    for index, (network, curves) in enumerate(shown.items()):
-        axes = figure.add_subplot(1, len(shown), index + 1)
+    figure, panes = _side_by_side([f"{network}, {effort.BITS}" for network in shown])
+    for axes, curves in zip(panes, shown.values()):
         for source, points in curves.items():
             minutes, means, deviations = zip(*points)
             color = colors["real" if source == REAL else "ours"]
             axes.errorbar(minutes, means, yerr=deviations, color=color, marker="o", label=source, elinewidth=0.8)
         axes.set_xscale("log")
-        axes.set_title(f"{network}, {effort.BITS}", fontsize=10)
-        axes.grid(True, linewidth=0.5)
         axes.legend(frameon=False)
     figure.supxlabel("minutes, one thread", fontsize=10)
     figure.supylabel("top-1, %", fontsize=10)

@@ -115,9 +115,11 @@ def _measured(prepared: _Prepared, wanted: list[dict[str, Any]]) -> Iterator[dic
         yield {**cell, "seconds": seconds, **found}
 
 
-def cells(network: str, source: str, seed: int, bits: list[str], methods: list[str]) -> list[dict[str, Any]]:
-    """Every combination, with the whole configuration of what makes it."""
-    budget = BUDGETS[network]
+def cells(
+    network: str, source: str, seed: int, bits: list[str], methods: list[str], budget: Budget | None = None
+) -> list[dict[str, Any]]:
+    """Every combination, with the whole configuration of what makes it; budget: by default the network's own."""
+    budget = budget or BUDGETS[network]
     return [
         {
             "network": network,
@@ -227,6 +229,12 @@ def learn(captured: Captured, images: Tensor, bits: str, budget: Budget, seed: i
 def _finetuned(decided: Decided, images: Tensor, budget: Budget, seed: int) -> Decided:
     learned = finetune(decided.float_module, decided.parameters, images, finetuning(budget, seed))
     return replace(decided, parameters=learned)
+
+
+def prepared(benchmark: Benchmark) -> tuple[Benchmark, Captured, Array]:
+    """A network with its graph and its float answer, for `measure`."""
+    captured = capture(benchmark.model, spec=benchmark.spec)
+    return benchmark, captured, outputs_of(benchmark.model, benchmark.evaluation)
 
 
 def measure(benchmark: Benchmark, captured: Captured, quantized: Quantized, reference: Array) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import torch
 
 from benchmarks import records
 from benchmarks.cells import measure as measure_cells
-from benchmarks.lowbits import measure
-from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
+from benchmarks.lowbits import measure, prepared
+from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.tables import Records, latest, mean_and_deviation, spread, unique
-from dffg.captured import Captured, capture
+from dffg.captured import Captured
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.distributed import Workers
 from dffg.quant.allocation import Problem, allocate
@@ -46,17 +46,12 @@ def run_suite(networks: list[str], seeds: list[int], workers: Workers | None = N
     for benchmark in load_benchmarks(networks):
         groups = [[cell for cell in cells(benchmark.name, seed) if key(cell) not in done] for seed in seeds]
         wanted = [group for group in groups if group]
-        measure_cells(SUITE, _measured, wanted, prepare=_prepared, shared=benchmark, show=_summary, workers=workers)
+        measure_cells(SUITE, _measured, wanted, prepare=prepared, shared=benchmark, show=_summary, workers=workers)
 
 
-def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Captured, Array]:
-    captured = capture(benchmark.model, spec=benchmark.spec)
-    return benchmark, captured, outputs_of(benchmark.model, benchmark.evaluation)
-
-
-def _measured(prepared: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _measured(network: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Cells of one seed."""
-    benchmark, captured, reference = prepared
+    benchmark, captured, reference = network
     made = synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=wanted[0]["seed"]))
     images = torch.split(torch.from_numpy(made.inputs), 16)
     seen = look(captured, images, _uniform("W8A8"))

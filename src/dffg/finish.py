@@ -67,12 +67,12 @@ def finish(
                 *equalization_notes(decided),
                 *memory_notes(images.made, synthesis),
             ),
-            files=_hashes(staging),
+            files={entry.name: file_hash(entry) for entry in sorted(staging.iterdir())},
             **_origin(run, images),
             **measured,
         )
         (staging / PAGE_FILE).write_text(render_page(result.to_dict(), images.made), encoding="utf-8")
-        result = replace(result, files=_hashes(staging))
+        result = replace(result, files={**result.files, PAGE_FILE: file_hash(staging / PAGE_FILE)})
         result.save(staging / REPORT_FILE)
     run.kept().remove()
     return result
@@ -100,7 +100,3 @@ def _origin(run: Run, images: Calibration) -> dict[str, Any]:
         "seconds": run.clock.seconds(),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def _hashes(directory: Path) -> dict[str, str]:
-    return {entry.name: file_hash(entry) for entry in sorted(directory.iterdir())}

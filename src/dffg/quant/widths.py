@@ -64,6 +64,6 @@ def uniform_widths(module: fx.GraphModule, placement: Placement, config: Quantiz
         for layer in layers[:1] + layers[-1:]:
             weights[layer.name] = config.first_last_bits
             activations[input_tensor(layer, placement).name] = config.first_last_bits
-        for name in set().union(*(result_tensors(layer, placement) for layer in layers[:1])):
-            activations[name] = config.first_last_bits
+        for layer in layers[:1]:
+            activations |= dict.fromkeys(result_tensors(layer, placement), config.first_last_bits)
     return BitWidths(weights=weights, activations=activations)
