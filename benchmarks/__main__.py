@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any
 
 import click
+import torch
 
 from benchmarks import (
     ablation,
@@ -31,6 +32,7 @@ from benchmarks import (
 )
 from benchmarks.networks import NETWORKS
 from dffg.cli.options import worker_options
+from dffg.device import CPU, device_named
 from dffg.distributed import Workers, ray_workers
 from dffg.targets import TARGETS
 
@@ -42,6 +44,9 @@ def _names(context: click.Context, parameter: click.Parameter, value: str) -> li
 
 
 networks = click.option("--networks", default=TABLE, callback=_names, show_default=True, help=", ".join(NETWORKS))
+device = click.option(
+    "--device", default=CPU, callback=lambda c, p, value: device_named(value), help="What makes images and learns."
+)
 seeds = click.option("--seeds", default="0,1,2", callback=lambda c, p, value: list(map(int, value.split(","))))
 
 
@@ -112,6 +117,7 @@ def run_mixed(networks: list[str], seeds: list[int], workers: Workers | None) ->
 @click.option("--sources", default=",".join(lowbits.SOURCES), callback=_names, show_default=True)
 @click.option("--bits", default=",".join(lowbits.BITS), callback=_names, show_default=True)
 @click.option("--methods", default=";".join(lowbits.METHODS), callback=lambda c, p, v: v.split(";"), show_default=True)
+@device
 @on_workers
 def run_lowbits(
     networks: list[str],
@@ -119,10 +125,11 @@ def run_lowbits(
     sources: list[str],
     bits: list[str],
     methods: list[str],
+    device: torch.device,
     workers: Workers | None,
 ) -> None:
     """Accuracy of fewer bits in ONNX Runtime, by source of the images and by method."""
-    lowbits.run_suite(networks, seeds, sources, bits, methods, workers=workers)
+    lowbits.run_suite(networks, seeds, sources, bits, methods, device, workers=workers)
 
 
 def _budgets(context: click.Context, parameter: click.Parameter, value: str) -> list[lowbits.Budget]:
@@ -137,9 +144,12 @@ def _budgets(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option(
     "--budgets", default=effort.BUDGETS, callback=_budgets, show_default=True, help="Images x steps a block, like 64x60"
 )
-def run_effort(networks: list[str], seeds: list[int], sources: list[str], budgets: list[lowbits.Budget]) -> None:
+@device
+def run_effort(
+    networks: list[str], seeds: list[int], sources: list[str], budgets: list[lowbits.Budget], device: torch.device
+) -> None:
     """Learned four bits by the images and the steps that they get, against time."""
-    effort.run_suite(networks, seeds, sources, budgets)
+    effort.run_suite(networks, seeds, sources, budgets, device)
 
 
 @main.command("growth")

@@ -18,10 +18,10 @@ import torch
 from benchmarks import lowbits, records
 from benchmarks.cells import measure as measure_cells
 from benchmarks.int8 import OURS
-from benchmarks.lowbits import RECONSTRUCTION, Budget, key, learn, measure, prepared, synthesis
-from benchmarks.networks import REAL, Benchmark, load_benchmarks
+from benchmarks.lowbits import RECONSTRUCTION, Budget, Prepared, key, learn, synthesis
+from benchmarks.networks import REAL, load_benchmarks
 from benchmarks.tables import Records, latest, mean_and_deviation, spread
-from dffg.captured import Captured
+from dffg.device import HOST
 from dffg.spec import Array
 from dffg.synthesis import Progress, synthesize_set
 
@@ -29,11 +29,13 @@ SUITE = "effort"
 BITS = "W4A4"
 SOURCES = (OURS, REAL)
 # Images and steps a block.
-BUDGETS = "64x60,256x250,512x500,1024x1000,1024x2000"
+BUDGETS = "64x60,256x250,512x500,1024x500,1024x2000"
 
 
-def run_suite(networks: list[str], seeds: list[int], sources: list[str], budgets: list[Budget]) -> None:
-    """Measure every cell that is not in the results yet, and append it."""
+def run_suite(
+    networks: list[str], seeds: list[int], sources: list[str], budgets: list[Budget], device: torch.device = HOST
+) -> None:
+    """Measure every cell that is not in the results yet, and append it. device: what makes images and learns."""
     done = {key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
         groups = [
@@ -42,7 +44,7 @@ def run_suite(networks: list[str], seeds: list[int], sources: list[str], budgets
             for source in sources
         ]
         wanted = [group for group in groups if group]
-        measure_cells(SUITE, _measured, wanted, prepare=prepared, shared=benchmark, show=_summary)
+        measure_cells(SUITE, _measured, wanted, prepare=Prepared, shared=(benchmark, device), show=_summary)
 
 
 def cells(network: str, source: str, seed: int, budgets: list[Budget]) -> list[dict[str, Any]]:
@@ -58,25 +60,24 @@ def _budget(cell: dict[str, Any]) -> Budget:
     return Budget(images=int(cell["images"]), steps=int(cell["steps"]), tuning_steps=0)
 
 
-def _measured(network: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _measured(prepared: Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Cells of one source and seed."""
-    benchmark, captured, reference = network
-    images, until = _images(benchmark, captured, wanted)
+    images, until = _images(prepared, wanted)
     for cell in wanted:
         budget = _budget(cell)
         started = time.perf_counter()
-        learned = learn(captured, torch.from_numpy(images[: budget.images]), BITS, budget, cell["seed"])
+        learned = learn(prepared, torch.from_numpy(images[: budget.images]), BITS, budget, cell["seed"])
         seconds = {"learning": time.perf_counter() - started}
         if cell["source"] == OURS:
             seconds["images"] = until[budget.images]
-        yield {**cell, "seconds": seconds, **measure(benchmark, captured, learned.insert(), reference)}
+        yield {**cell, "seconds": seconds, **prepared.measure(learned.insert())}
 
 
-def _images(benchmark: Benchmark, captured: Captured, wanted: list[dict[str, Any]]) -> tuple[Array, dict[int, float]]:
+def _images(prepared: Prepared, wanted: list[dict[str, Any]]) -> tuple[Array, dict[int, float]]:
     """The images of the largest budget, and the seconds until there were as many as each budget has."""
     most, seed = max(cell["images"] for cell in wanted), wanted[0]["seed"]
     if wanted[0]["source"] == REAL:
-        return benchmark.real_images(most, seed), {}
+        return prepared.benchmark.real_images(most, seed), {}
     until: dict[int, float] = {}
     started = time.perf_counter()
 
@@ -86,7 +87,8 @@ def _images(benchmark: Benchmark, captured: Captured, wanted: list[dict[str, Any
                 until.setdefault(cell["images"], time.perf_counter() - started)
 
     largest = Budget(images=most, steps=1, tuning_steps=0)
-    return synthesize_set(captured, synthesis(largest, RECONSTRUCTION, seed), progress=note).inputs, until
+    network = prepared.captured.on(prepared.device)
+    return synthesize_set(network, synthesis(largest, RECONSTRUCTION, seed), progress=note).inputs, until
 
 
 def _summary(cell: dict[str, Any]) -> str:
@@ -99,7 +101,7 @@ def _summary(cell: dict[str, Any]) -> str:
 
 def results() -> Records:
     """The newest result of every cell with today's settings."""
-    stored = latest(records.read(SUITE), ("network", "source", "seed", "images", "steps"))
+    stored = latest(records.read(SUITE), ("network", "source", "seed", "images", "steps", "device"))
     return [record for record in stored if key(record) in {key(cell) for cell in _like(record)}]
 
 
@@ -110,29 +112,38 @@ def _like(record: dict[str, Any]) -> list[dict[str, Any]]:
 def effort_table() -> str:
     """Drop and divergence by network, source and budget; mean and deviation over seeds."""
     lines = [
-        "| network (float top-1, images) | images learned from | steps a block | source | seeds | minutes | drop "
-        "| paired SE | KL to float |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network (float top-1, images) | images learned from | steps a block | source | learned on | seeds | minutes "
+        "| drop | paired SE | KL to float |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in _groups():
         first = group[0]
         error = statistics.mean(r["standard_error"] for r in group)
         lines.append(
             f"| {first['network']} ({first['float_top1']:.2f} %, {first['count']}) | {first['images']} "
-            f"| {first['steps']} | {first['source']} | {len(group)} | {_minutes(group):.1f} "
+            f"| {first['steps']} | {first['source']} | {first['device']} | {len(group)} | {_shown_minutes(group)} "
             f"| {spread(group, 'drop_points')} | {error:.2f} | {spread(group, 'kl_to_float')} |"
         )
     return "\n".join(lines)
 
 
 def _groups() -> list[Records]:
-    """Results of all seeds of a network, source and budget; small budgets first, synthetic images before real ones."""
+    """Results of all seeds of a network, source, budget and device; small budgets first, synthetic images before real
+    ones."""
     found = sorted(results(), key=_place)
     return [list(group) for _, group in itertools.groupby(found, _place)]
 
 
 def _place(record: dict[str, Any]) -> tuple[Any, ...]:
-    return record["network"], record["images"], record["steps"], SOURCES.index(record["source"])
+    return record["network"], record["images"], record["steps"], SOURCES.index(record["source"]), record["device"]
+
+
+def _shown_minutes(group: Records) -> str:
+    return "beside others" if _is_timed_beside_others(group) else f"{_minutes(group):.1f}"
+
+
+def _is_timed_beside_others(group: Records) -> bool:
+    return any("tasks_at_once" in record for record in group)
 
 
 def _minutes(group: Records) -> float:
@@ -141,10 +152,13 @@ def _minutes(group: Records) -> float:
 
 
 def curves() -> dict[str, dict[str, list[tuple[float, float, float]]]]:
-    """Network -> source -> (minutes, top-1 in percent, its deviation), small budgets first, for the plot."""
+    """Network -> source and device -> (minutes, top-1 in percent, its deviation), small budgets first, for the plot;
+    those that nothing else ran beside."""
     shown: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for group in _groups():
+        if _is_timed_beside_others(group):
+            continue
         mean, deviation = mean_and_deviation([r["float_top1"] - r["drop_points"] for r in group])
-        curve = shown.setdefault(group[0]["network"], {}).setdefault(group[0]["source"], [])
+        curve = shown.setdefault(group[0]["network"], {}).setdefault(f"{group[0]['source']}, {group[0]['device']}", [])
         curve.append((_minutes(group), mean, deviation))
     return shown

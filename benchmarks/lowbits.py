@@ -24,6 +24,7 @@ from benchmarks.int8 import LAYERWISE_IMAGES, OURS
 from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
 from dffg.captured import Captured, capture
 from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig, SynthesisConfig
+from dffg.device import HOST, described, moved
 from dffg.distributed import Workers
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_quantized
@@ -65,8 +66,8 @@ class Budget:
 BUDGETS = {
     "cifar10_resnet20": Budget(images=1024, steps=300, tuning_steps=200),
     "cifar10_resnet56": Budget(images=1024, steps=300, tuning_steps=200),
-    "efficientnet_lite0": Budget(images=256, steps=250, tuning_steps=0),
-    "mobilenet_v2": Budget(images=256, steps=250, tuning_steps=0),
+    "efficientnet_lite0": Budget(images=1024, steps=500, tuning_steps=0),
+    "mobilenet_v2": Budget(images=1024, steps=500, tuning_steps=0),
 }
 
 
@@ -76,9 +77,10 @@ def run_suite(
     sources: list[str],
     bits: list[str],
     methods: list[str],
+    device: torch.device = HOST,
     workers: Workers | None = None,
 ) -> None:
-    """Measure every cell that is not in the results yet, and append it."""
+    """Measure every cell that is not in the results yet, and append it. device: what makes images and learns."""
     done = {key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):
         groups = [
@@ -88,31 +90,54 @@ def run_suite(
             for width in bits
         ]
         wanted = [group for group in groups if group]
-        measure_cells(SUITE, _measured, wanted, prepare=_Prepared, shared=benchmark, show=_summary, workers=workers)
+        measure_cells(
+            SUITE, _measured, wanted, prepare=Prepared, shared=(benchmark, device), show=_summary, workers=workers
+        )
 
 
-class _Prepared:
-    """A network with its float answer, and the images that were used last."""
+class Prepared:
+    """A network with its float answer, where it learns, and the images that were used last."""
 
-    def __init__(self, benchmark: Benchmark) -> None:
-        self.benchmark = benchmark
-        self.captured = capture(benchmark.model, spec=benchmark.spec)
-        self.reference = outputs_of(benchmark.model, benchmark.evaluation)
+    def __init__(self, shared: tuple[Benchmark, torch.device]) -> None:
+        self.benchmark, self.device = shared
+        self.captured = capture(self.benchmark.model, spec=self.benchmark.spec)
+        self.reference = outputs_of(self.benchmark.model, self.benchmark.evaluation)
         self._sets: tuple[tuple[str, int], Sets] | None = None
 
     def sets(self, source: str, seed: int) -> Sets:
         """Images of a source; the same as before where they are asked for again at once."""
         if self._sets is None or self._sets[0] != (source, seed):
-            self._sets = (source, seed), Sets(self.benchmark, self.captured, source, seed)
+            self._sets = (source, seed), Sets(self.benchmark, self.captured.on(self.device), source, seed)
         return self._sets[1]
 
+    def measure(self, quantized: Quantized) -> dict[str, Any]:
+        """Write the file and run it: accuracy beside the reference, size, kernels, agreement with the simulation."""
+        evaluation = self.benchmark.evaluation
+        assert evaluation.labels is not None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            write_quantized(quantized, self.captured.spec, path)
+            answer = np.concatenate(list(run(path, evaluation.batches())))
+            first = torch.from_numpy(next(evaluation.batches(LAYERWISE_IMAGES)))
+            match, kernels = match_simulation(quantized, path, first), count_kernels(path)
+            size = path.stat().st_size
+        return {
+            "device": described(self.device),
+            **asdict(compare(self.reference, answer, evaluation.labels)),
+            "size_bytes": size,
+            "integer_kernels": kernels.integer,
+            "float_kernels": kernels.float,
+            "layerwise_equal_share": match.equal_share,
+            "layerwise_max_steps": match.max_abs_difference_in_steps,
+            "verified": match.holds,
+        }
 
-def _measured(prepared: _Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+
+def _measured(prepared: Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Cells of one source, seed and width."""
     sets = prepared.sets(wanted[0]["source"], wanted[0]["seed"])
-    for cell, decided, seconds in _decided(prepared.captured, sets, wanted):
-        found = measure(prepared.benchmark, prepared.captured, decided.insert(), prepared.reference)
-        yield {**cell, "seconds": seconds, **found}
+    for cell, decided, seconds in _decided(prepared, sets, wanted):
+        yield {**cell, "seconds": seconds, **prepared.measure(decided.insert())}
 
 
 def cells(
@@ -192,7 +217,7 @@ class Sets:
 
 
 def _decided(
-    captured: Captured, sets: Sets, wanted: list[dict[str, Any]]
+    prepared: Prepared, sets: Sets, wanted: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], Decided, float]]:
     """Each cell with what its method decides and the seconds that took; fine-tuning's include the reconstruction."""
     reconstructed: tuple[Decided, float] | None = None
@@ -200,12 +225,12 @@ def _decided(
         bits, method, seed, budget = cell["bits"], cell["method"], cell["seed"], BUDGETS[cell["network"]]
         images = sets.of(method)
         if method in FIXED:
-            yield cell, *_timed(_ranged, captured, images, bits, method)
+            yield cell, *_timed(_ranged, prepared.captured, images, bits, method)
             continue
-        reconstructed = reconstructed or _timed(learn, captured, images, bits, budget, seed)
+        reconstructed = reconstructed or _timed(learn, prepared, images, bits, budget, seed)
         decided, seconds = reconstructed
         if method == FINETUNING:
-            decided, more = _timed(_finetuned, decided, images, budget, seed)
+            decided, more = _timed(_finetuned, decided, images, budget, seed, prepared.device)
             seconds += more
         yield cell, decided, seconds
 
@@ -219,44 +244,16 @@ def _ranged(captured: Captured, images: Tensor, bits: str, method: str) -> Decid
     return decide(captured, torch.split(images[:RANGE_IMAGES], 16), quantization(bits, method))
 
 
-def learn(captured: Captured, images: Tensor, bits: str, budget: Budget, seed: int) -> Decided:
+def learn(prepared: Prepared, images: Tensor, bits: str, budget: Budget, seed: int) -> Decided:
     """Ranges, SQuant's integers with corrected biases, and from there what blocks learn."""
-    decided = _ranged(captured, images, bits, RECONSTRUCTION)
-    learned = reconstruct(decided.float_module, decided.parameters, images, reconstruction(budget, seed))
-    return replace(decided, parameters=learned)
+    decided = _ranged(prepared.captured, images, bits, RECONSTRUCTION)
+    network = moved(decided.float_module, prepared.device)
+    return replace(decided, parameters=reconstruct(network, decided.parameters, images, reconstruction(budget, seed)))
 
 
-def _finetuned(decided: Decided, images: Tensor, budget: Budget, seed: int) -> Decided:
-    learned = finetune(decided.float_module, decided.parameters, images, finetuning(budget, seed))
-    return replace(decided, parameters=learned)
-
-
-def prepared(benchmark: Benchmark) -> tuple[Benchmark, Captured, Array]:
-    """A network with its graph and its float answer, for `measure`."""
-    captured = capture(benchmark.model, spec=benchmark.spec)
-    return benchmark, captured, outputs_of(benchmark.model, benchmark.evaluation)
-
-
-def measure(benchmark: Benchmark, captured: Captured, quantized: Quantized, reference: Array) -> dict[str, Any]:
-    """Write the file and run it: accuracy beside the reference, size, kernels, agreement with the simulation."""
-    assert benchmark.evaluation.labels is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_quantized(quantized, captured.spec, path)
-        answer = np.concatenate(list(run(path, benchmark.evaluation.batches())))
-        first = torch.from_numpy(next(benchmark.evaluation.batches(LAYERWISE_IMAGES)))
-        match, kernels = match_simulation(quantized, path, first), count_kernels(path)
-        size = path.stat().st_size
-    accuracy = compare(reference, answer, benchmark.evaluation.labels)
-    return {
-        **asdict(accuracy),
-        "size_bytes": size,
-        "integer_kernels": kernels.integer,
-        "float_kernels": kernels.float,
-        "layerwise_equal_share": match.equal_share,
-        "layerwise_max_steps": match.max_abs_difference_in_steps,
-        "verified": match.holds,
-    }
+def _finetuned(decided: Decided, images: Tensor, budget: Budget, seed: int, device: torch.device) -> Decided:
+    network = moved(decided.float_module, device)
+    return replace(decided, parameters=finetune(network, decided.parameters, images, finetuning(budget, seed)))
 
 
 def _summary(cell: dict[str, Any]) -> str:

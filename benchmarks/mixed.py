@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import records
 from benchmarks.cells import measure as measure_cells
-from benchmarks.lowbits import measure, prepared
-from benchmarks.networks import Benchmark, load_benchmarks
+from benchmarks.lowbits import Prepared
+from benchmarks.networks import load_benchmarks
 from benchmarks.tables import Records, latest, mean_and_deviation, spread, unique
-from dffg.captured import Captured
 from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.device import HOST
 from dffg.distributed import Workers
 from dffg.quant.allocation import Problem, allocate
 from dffg.quant.decide import Seen, look, settle
@@ -28,7 +28,6 @@ from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
 from dffg.quant.simulate import insert
 from dffg.quant.widths import uniform_widths
-from dffg.spec import Array
 from dffg.synthesis import synthesize_set
 
 SUITE = "mixed"
@@ -46,19 +45,21 @@ def run_suite(networks: list[str], seeds: list[int], workers: Workers | None = N
     for benchmark in load_benchmarks(networks):
         groups = [[cell for cell in cells(benchmark.name, seed) if key(cell) not in done] for seed in seeds]
         wanted = [group for group in groups if group]
-        measure_cells(SUITE, _measured, wanted, prepare=prepared, shared=benchmark, show=_summary, workers=workers)
+        measure_cells(
+            SUITE, _measured, wanted, prepare=Prepared, shared=(benchmark, HOST), show=_summary, workers=workers
+        )
 
 
-def _measured(network: tuple[Benchmark, Captured, Array], wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _measured(prepared: Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Cells of one seed."""
-    benchmark, captured, reference = network
+    captured = prepared.captured
     made = synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=wanted[0]["seed"]))
     images = torch.split(torch.from_numpy(made.inputs), 16)
     seen = look(captured, images, _uniform("W8A8"))
     problem = pose(seen.float_module, seen.placement, images, seen.histograms, captured.spec, _mixed(SIZES[0]))
     for cell in wanted:
         quantized = insert(seen.float_module, _settled(cell, seen, problem), None)
-        yield {**cell, **measure(benchmark, captured, quantized, reference)}
+        yield {**cell, **prepared.measure(quantized)}
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -197,11 +197,26 @@ def test_cuda_makes_images_like_those_of_the_cpu():
 
 
 @needs_cuda
-def test_cuda_learns_nearly_as_well():
+def test_cuda_learns_as_well():
+    """In the mean of four seeds; on the CPU the deviation of that is 4 %."""
     float_module, parameters = decided("conv")
-    images, errors = inputs(NETWORKS["conv"][1], 64), []
+    images, errors = inputs(NETWORKS["conv"][1], 64), {}
     for place in (device_named("cuda"), HOST):
-        config, records = ReconstructionConfig(iterations=150, batch_size=16), []
-        reconstruct(moved(float_module, place), parameters, images, config, records.append)
-        errors.append(sum(record.error_after for record in records))
-    assert errors[0] == pytest.approx(errors[1], rel=0.3)
+        records = []
+        for seed in range(0, 400, 100):
+            config = ReconstructionConfig(iterations=150, batch_size=16, bfloat16=False, seed=seed)
+            reconstruct(moved(float_module, place), parameters, images, config, records.append)
+        errors[place.type] = sum(record.error_after for record in records)
+    assert errors["cuda"] == pytest.approx(errors["cpu"], rel=0.2)
+
+
+@needs_cuda
+def test_cuda_trains_the_whole_network():
+    float_module, parameters = decided("conv")
+    images, network = inputs(NETWORKS["conv"][1], 32), moved(float_module, device_named("cuda"))
+    config = FinetuneConfig(iterations=20, batch_size=16)
+    losses = []
+    trained = finetune(network, parameters, images, config, lambda step, loss: losses.append(loss))
+    assert losses[-1] < losses[0]
+    assert device_of(network).type == "cuda"
+    assert all(layer.levels.device == HOST for layer in trained.layers.values())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from dffg.config import SynthesisConfig
 from dffg.device import channels_last
 from dffg.objective import Objective
 from dffg.patches import PatchObjective
+from dffg.replay import Replayed
 from dffg.starts import STARTS, Start, start_from_noise
 from dffg.update import Step, momentum_sign_step, step_size_at
 from dffg.variability import VARIABILITIES, GradientAt, Transform, Variability, VariabilityOptions
@@ -52,6 +54,11 @@ class Method:
     vary: Variability
     step: Step = momentum_sign_step
     start: Start = start_from_noise
+
+    @cached_property
+    def gradient_at(self) -> GradientAt:
+        """Loss and gradient of the objective; one for all steps of all chains."""
+        return gradient_of(self.objective)
 
 
 def method_of(captured: Captured, config: SynthesisConfig) -> Method:
@@ -93,7 +100,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
         step_size = width * step_size_at(step, config.steps, config.step_size, config.schedule)
         ahead = torch.clamp(images - step_size * config.decay * velocity, *bounds) if config.lookahead else images
         is_last = step == config.steps - 1
-        look = loss_of(method.objective) if is_last else gradient_of(method.objective)
+        look = loss_of(method.objective) if is_last else method.gradient_at
         loss, gradient, variance = method.vary(look, ahead, variance, options)
         yield Visit(images=images, step=step, loss=loss)
         if is_last:
@@ -106,11 +113,17 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
 def gradient_of(objective: Callable[[Tensor], Tensor]) -> GradientAt:
     """Loss of a batch, and its gradient with respect to the images, seen through an optional transform."""
 
-    def gradient_at(images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]:
+    def with_gradient(images: Tensor, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
         images = images.detach().requires_grad_(True)
         loss = objective(images if transform is None else transform(images))
         (gradient,) = torch.autograd.grad(loss, images)
-        return float(loss.detach()), gradient
+        return loss.detach(), gradient
+
+    replayed = Replayed(with_gradient)
+
+    def gradient_at(images: Tensor, transform: Transform | None = None) -> tuple[float, Tensor]:
+        loss, gradient = replayed(images) if transform is None else with_gradient(images, transform)
+        return float(loss), gradient
 
     return gradient_at
 

@@ -108,6 +108,8 @@ def test_a_benchmark_has_the_same_rows_with_ray(ray: object, monkeypatch: pytest
 
 
 def test_seconds_beside_others_are_marked() -> None:
-    alone, beside = {"seconds": 3.2}, {"seconds": 3.4, "tasks_at_once": 2}
+    alone = {"seconds": 3.2, "device": "cpu"}
+    beside = {"seconds": 3.4, "device": "cpu", "tasks_at_once": 2}
     assert lowbits_tables.shown_seconds([alone, alone]) == "3"
     assert lowbits_tables.shown_seconds([alone, beside]) == "3, beside others"
+    assert lowbits_tables.shown_seconds([{**beside, "device": "cuda:0 (Card)"}]) == "3, cuda:0 (Card), beside others"

@@ -38,8 +38,12 @@ def test_every_budget_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch
         ["128", "16", OURS],
         ["128", "16", REAL],
     ]
-    curve = effort.curves()["small"][OURS]
+    curve = effort.curves()["small"][f"{OURS}, cpu"]
     assert [minutes for minutes, _, _ in curve] == sorted(sum(cell["seconds"].values()) / 60 for cell in (small, large))
+    records.append(effort.SUITE, {**real, "device": "cuda:0 (Some Card)", "tasks_at_once": 4})
+    beside = next(row for row in effort.effort_table().splitlines() if "Some Card" in row)
+    assert beside.split(" | ")[3:7] == [REAL, "cuda:0 (Some Card)", "1", "beside others"]
+    assert set(effort.curves()["small"]) == {f"{OURS}, cpu", f"{REAL}, cpu"}
     drawn = figures.svg("effort", "dark")
     records.append(effort.SUITE, {**large, "drop_points": 9.0})
     assert not figures.is_current("effort", drawn)

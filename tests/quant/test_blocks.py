@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from dffg.captured import capture
 from dffg.fold import fold_batch_norms
-from dffg.quant.blocks import find_blocks
+from dffg.quant.blocks import find_blocks, joined
 from dffg.quant.placement import prepare
 from dffg.quant.widths import quantized_layers
 from dffg.spec import ImageSpec
@@ -110,3 +110,15 @@ def test_a_gate_between_depthwise_and_pointwise_stays_in_the_block():
 
     inverted = nn.Sequential(layer(8, 8, kernel_size=1), depthwise(8), Gate(), layer(8, 8, kernel_size=1))
     assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), inverted)) == [1, 5]
+
+
+@pytest.mark.parametrize(("together", "expected"), [(1, [1, 2, 2, 1]), (2, [3, 3]), (3, [5, 1]), (9, [6])])
+def test_joined_blocks_are_a_chain_too(together, expected):
+    pair = Shortcut(layer(8, 8, kernel_size=3, padding=1), layer(8, 8, kernel_size=3, padding=1))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    blocks = blocks_of(nn.Sequential(layer(3, 8, kernel_size=3), pair, pair, head))
+    parts = joined(blocks, together)
+    assert [len(part.layers) for part in parts] == expected
+    assert [name for part in parts for name in part.layers] == [name for block in blocks for name in block.layers]
+    assert [parts[0].input, *(part.output for part in parts[:-1])] == [part.input for part in parts]
+    assert parts[-1].output == blocks[-1].output

@@ -22,8 +22,9 @@ class ReconstructionConfig:
     """How rounding and scales are learned block by block."""
 
     iterations: int = 300  # Steps of learning per block.
+    together: int = 2  # Consecutive blocks that are learned as one.
     batch_size: int = 16  # Images of one step.
-    rates: Rates = Rates(weight=0.01, scale=2e-3, bias=2e-3)
+    rates: Rates = Rates(weight=5e-3, scale=1e-2, bias=2e-3)
     reach: float = 0.0  # Steps that a weight may go beyond the two integers beside it.
     drop: float = 0.5  # Share of activations left unquantized while learning.
     bfloat16: bool | None = None  # Whether blocks compute with 8 significant bits; None: where that is faster.

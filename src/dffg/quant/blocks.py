@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
@@ -35,10 +36,18 @@ def find_blocks(module: fx.GraphModule) -> tuple[Block, ...]:
         taken = _take(module, regions)
         merged.append(regions[:taken])
         regions = regions[taken:]
-    return tuple(
-        Block(input=part[0].input, output=part[-1].output, layers=tuple(n for region in part for n in region.layers))
-        for part in merged
-    )
+    return tuple(_join(part) for part in merged)
+
+
+def joined(blocks: tuple[Block, ...], together: int) -> tuple[Block, ...]:
+    """So many consecutive blocks as one, and what is left at the end as a smaller one."""
+    parts = [blocks[start : start + together] for start in range(0, len(blocks), together)]
+    return tuple(_join(part) for part in parts)
+
+
+def _join(part: Sequence[Block]) -> Block:
+    layers = tuple(layer for block in part for layer in block.layers)
+    return Block(input=part[0].input, output=part[-1].output, layers=layers)
 
 
 def work_of(module: fx.GraphModule, block: Block) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dffg.config import Rates
+from dffg.device import CUDA, device_of
 from dffg.quant.affine import QParams, per_channel
 from dffg.quant.parameters import LayerParameters
 
@@ -93,7 +94,9 @@ class LearnedActivation(nn.Module):
     def __init__(self, qparams: QParams, drop: float, limit: float = math.inf) -> None:
         super().__init__()
         self._first, self._drop = qparams, drop
-        steps_above_zero = qparams.quant_max - int(qparams.zero_point)
+        zero_point = int(qparams.zero_point)
+        self._ends = float(qparams.quant_min - zero_point), float(qparams.quant_max - zero_point)
+        steps_above_zero = qparams.quant_max - zero_point
         self._most = limit / steps_above_zero if steps_above_zero else math.inf
         self.stretch = nn.Parameter(torch.zeros_like(qparams.scale))
 
@@ -104,9 +107,7 @@ class LearnedActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the grid, or in part."""
-        zero_point = float(self._first.zero_point)
-        low, high = self._first.quant_min - zero_point, self._first.quant_max - zero_point
-        quantized: Tensor = _LearnedStep.apply(x, self.scale, low, high, self._drop if self.training else 0.0)
+        quantized: Tensor = _LearnedStep.apply(x, self.scale, *self._ends, self._drop if self.training else 0.0)
         return quantized
 
     def qparams(self) -> QParams:
@@ -184,16 +185,26 @@ def confine_weights(module: nn.Module) -> None:
 
 
 def learning_optimizer(module: nn.Module, rates: Rates) -> torch.optim.Optimizer:
-    """Adam over everything that is learned in (a part of) a network."""
+    """Adam over everything that is learned in (a part of) a network; `anneal` sets its rates.
+
+    On CUDA its numbers are tensors there, so that its step can be recorded (`Replayed`).
+    """
     named = list(module.named_parameters())
+    recorded = device_of(module).type == CUDA
     groups = [
         {"params": [value for path, value in named if path.rpartition(".")[2] == name], "rate": rate}
         for name, rate in (("position", rates.weight), ("stretch", rates.scale), ("shift", rates.bias))
     ]
-    return torch.optim.Adam([group for group in groups if group["params"]])
+    for group in groups:
+        group["lr"] = torch.zeros((), device=device_of(module)) if recorded else 0.0
+    return torch.optim.Adam([group for group in groups if group["params"]], fused=recorded, capturable=recorded)
 
 
 def anneal(optimizer: torch.optim.Optimizer, progress: float) -> None:
     """Let the steps shrink along half a cosine; progress from 0 to 1."""
     for group in optimizer.param_groups:
-        group["lr"] = group["rate"] * (1 + math.cos(math.pi * progress)) / 2
+        rate = group["rate"] * (1 + math.cos(math.pi * progress)) / 2
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -15,16 +15,15 @@ from dffg.config import ReconstructionConfig
 from dffg.device import channels_last, device_of, has_fast_bfloat16, in_bfloat16
 from dffg.graph import CONVOLUTIONS, argument, calls, nodes_by_name
 from dffg.memory import reused_memory
-from dffg.quant.blocks import Block, find_blocks, work_of
+from dffg.quant.blocks import Block, find_blocks, joined, work_of
 from dffg.quant.learned import anneal, confine_weights, exchanged, learning_optimizer, where_weight_is
 from dffg.quant.learned_network import LearnedNetwork, between
 from dffg.quant.parameters import Parameters
+from dffg.replay import Replayed
 
 _BATCH = 64
 _STATE = "reconstruction"
 _LEAST_SECONDS = 1e-3
-# A block is given up after this share of its steps, but not before so many, where they did not improve it.
-_TRIAL, _LEAST_TRIAL, _BETTER = 0.25, 20, 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def reconstruct(
     network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop, config.reach)
     device = device_of(float_module)
     images = channels_last(images.to(device))
-    blocks, nodes = find_blocks(float_module), nodes_by_name(float_module)
+    blocks, nodes = joined(find_blocks(float_module), config.together), nodes_by_name(float_module)
     with torch.no_grad():
         exact, quantized = images, network.quantized(blocks[0].input, images)
     fast = has_fast_bfloat16(device) if config.bfloat16 is None else config.bfloat16
@@ -81,10 +80,17 @@ def reconstruct(
         started = time.perf_counter()
         learned = network.block(block.input, block.output)
         target = _run(between(float_module, block.input, block.output), exact)
-        before = _error(_run(learned, quantized), target) if progress is not None else math.nan
+        first = {name: value.detach().clone() for name, value in learned.named_parameters()}
+        before = _error(_run(learned, quantized), target)
         narrow = fast and not any(strides_past(nodes[layer]) for layer in block.layers)
         iterations = _learn(learned, exact, quantized, target, config, clock.seconds_for(index), narrow)
-        exact, quantized = target, _run(learned, quantized)
+        answer = _run(learned, quantized)
+        after = _error(answer, target)
+        if not after < before:
+            # Steps that round can throw a block that is as good as it gets, and there are such.
+            learned.load_state_dict(first, strict=False)
+            answer, after = _run(learned, quantized), before
+        exact, quantized = target, answer
         if progress is not None:
             record = BlockRecord(
                 block=block,
@@ -93,7 +99,7 @@ def reconstruct(
                 iterations=iterations,
                 seconds=time.perf_counter() - started,
                 error_before=before,
-                error_after=_error(quantized, target),
+                error_after=after,
             )
             progress(record)
         if checkpoint is not None:
@@ -134,29 +140,15 @@ def _learn(
 ) -> int:
     """Train a block for so many steps, or as many as there is time for; their number.
 
-    A block that a quarter of that has not brought on is left as it was: high rates make it worse, and there is no more
-    to gain than the end of the schedule would take back. So is one whose float result is 0 everywhere: any error is
-    infinitely large beside it.
+    A block whose float result is 0 everywhere is left as it is: any error is infinitely large beside it.
     """
     power = target.square().mean()
     if power == 0:
         return 0
     learned.train()
     optimizer = learning_optimizer(learned, config.rates)
-    first = {name: value.detach().clone() for name, value in learned.named_parameters()}
-    losses: list[float] = []
-    tried, started = False, time.perf_counter()
-    for iteration in range(config.iterations):
-        progress = max(iteration / config.iterations, (time.perf_counter() - started) / seconds)
-        if progress >= 1:
-            break
-        if not tried and progress >= _TRIAL and len(losses) >= _LEAST_TRIAL:
-            tried = True
-            if _is_stuck(losses):
-                learned.load_state_dict(first, strict=False)
-                break
-        anneal(optimizer, progress)
-        chosen = torch.randint(len(target), (config.batch_size,))
+
+    def step(chosen: Tensor) -> tuple[Tensor]:
         inputs = exchanged(quantized[chosen], exact[chosen], config.drop)
         with in_bfloat16(inputs.device, narrow):
             answer = learned(inputs.bfloat16() if narrow else inputs)
@@ -165,14 +157,18 @@ def _learn(
         loss.backward()
         optimizer.step()
         confine_weights(learned)
-        losses.append(float(loss.detach()))
-    return len(losses)
+        return (loss.detach(),)
 
-
-def _is_stuck(losses: list[float]) -> bool:
-    """Whether the last fifth of the steps is less than 1 % better than the first."""
-    part = len(losses) // 5
-    return sum(losses[-part:]) > _BETTER * sum(losses[:part])
+    replayed = Replayed(step)
+    started = time.perf_counter()
+    for iteration in range(config.iterations):
+        progress = max(iteration / config.iterations, (time.perf_counter() - started) / seconds)
+        if progress >= 1:
+            return iteration
+        anneal(optimizer, progress)
+        (loss,) = replayed(torch.randint(len(target), (config.batch_size,)).to(target.device))
+        float(loss)  # The clock must not run ahead of an accelerator.
+    return config.iterations
 
 
 def strides_past(layer: fx.Node) -> bool:
