@@ -7,6 +7,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from dffg.captured import capture, program_input_shapes
+from dffg.device import channels_last
 from dffg.errors import CaptureError, InputError, StatisticsError
 from dffg.graph import LINEAR, calls, is_stored, layer_name, weight_of
 from dffg.spec import ImageSpec
@@ -295,6 +296,34 @@ def test_named_padding_becomes_numbers(kernel, dilation):
     x = inputs((3, 12, 10), 5)
     assert torch.allclose(made.module(x), model(x), rtol=1e-5, atol=1e-6)
     assert len(made.batch_norms) == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(2, 4, 3, stride=2, padding=5, dilation=2, groups=2), (2, 2, 1)),
+        (nn.Conv2d(2, 4, 1, stride=2, padding=(0, 1), dilation=2), (2, 2, 1)),
+        (nn.Conv2d(2, 4, (2, 3), padding=(1, 3)), (2, 5, 4)),
+        (nn.Conv1d(2, 4, 2, padding=1, dilation=2), (2, 1)),
+        (nn.Conv3d(2, 4, 1, padding=1), (2, 2, 3, 4)),
+    ],
+)
+def test_a_column_that_reads_nothing_but_padding_reads_zeros(layer, shape):
+    """oneDNN ends the process otherwise, at the first two."""
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}[len(shape)]
+    model = randomize(nn.Sequential(norm(2), layer))
+    found = capture(model, spec=ImageSpec(shape=shape))
+    assert sum(calls(node, torch.ops.aten.pad.default) for node in found.module.graph.nodes) == 1
+    x = inputs(shape)
+    expected = model(x)
+    assert torch.allclose(found.module(channels_last(x)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 2}, {"padding": 2, "dilation": 2}, {"stride": 3}])
+def test_other_padding_stays_with_its_convolution(options):
+    model = randomize(nn.Sequential(nn.Conv2d(3, 4, 3, **options), nn.BatchNorm2d(4)))
+    found = capture(model, spec=SPEC)
+    assert not any(calls(node, torch.ops.aten.pad.default) for node in found.module.graph.nodes)
 
 
 def test_what_is_stored_is_computed_once_and_keeps_its_layer():

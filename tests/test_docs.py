@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_readme import ROOT, run
+from tests.commands import run
+from tests.test_readme import ROOT
 
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from dffg.fold import fold_batch_norms
 from dffg.images import SyntheticSet
 from dffg.quant.placement import prepare
 from dffg.spec import ImageSpec
+from tests import commands
 from tests.networks import randomize, small_conv
 from tests.test_images import make_set
 
@@ -46,18 +46,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def execute(command: list[str], folder: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-
-
 @pytest.mark.parametrize(
     ("script", "tool"), [("onnxruntime_quantize_static.py", "onnxruntime"), ("nncf_onnx.py", "nncf")]
 )
 def test_an_onnx_file_is_quantized(here, script, tool):
     pytest.importorskip(tool, reason=f"{tool} is an extra")
-    execute([sys.executable, str(FOLDER / script), "images.npz", "float.onnx", f"{tool}.onnx"], here)
+    commands.run([sys.executable, str(FOLDER / script), "images.npz", "float.onnx", f"{tool}.onnx"], here)
     graph = onnx.load(here / f"{tool}.onnx").graph
     integers = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     first, second, last = (node.input for node in graph.node if node.op_type in ("Conv", "Gemm"))
@@ -72,7 +66,7 @@ def test_an_onnx_file_is_quantized(here, script, tool):
 def test_an_openvino_model_is_quantized(here):
     pytest.importorskip("nncf", reason="NNCF is an extra")
     openvino = pytest.importorskip("openvino", reason="OpenVINO is an extra")
-    execute([sys.executable, str(FOLDER / "nncf_openvino.py"), "images.npz", "float.onnx", "int8.xml"], here)
+    commands.run([sys.executable, str(FOLDER / "nncf_openvino.py"), "images.npz", "float.onnx", "int8.xml"], here)
     kinds = [node.get_type_name() for node in openvino.Core().read_model(here / "int8.xml").get_ops()]
     # One for the input of every layer at least; weights are stored as integers.
     assert kinds.count("FakeQuantize") >= 3
@@ -87,7 +81,7 @@ def test_a_shell_script_gives_its_tool_an_array(here, script, shape):
     subprocess.run(["sh", "-n", FOLDER / script], check=True)
     (command,) = [line for line in text.splitlines() if line.startswith("dffg ")]
     name = f"{script}.npy"
-    execute([*shlex.split(command.replace("$1", "model.pt2").replace("calib.npy", name)), *QUICK], here)
+    commands.run([*shlex.split(command.replace("$1", "model.pt2").replace("calib.npy", name)), *QUICK], here)
     values = np.load(here / name)
     assert (values.dtype, values.shape) == (np.float32, shape)
     assert text.count("calib.npy") == 2
@@ -105,7 +99,7 @@ def test_what_an_example_asks_of_dffg_exists(script):
 
 
 def test_pictures_and_their_list_are_what_rknn_reads(here):
-    execute(["dffg", "synthesize", "model.pt2", "--out", "pictures", *QUICK], here)
+    commands.run(["dffg", "synthesize", "model.pt2", "--out", "pictures", *QUICK], here)
     names = (here / "pictures" / "list.txt").read_text().split()
     assert len(names) == 8
     for name in names:

@@ -60,6 +60,15 @@ READS_NOTHING_BUT_PADDING = Plan(
     learns=True,
 )
 
+READS_NOTHING_BUT_PADDING_IN_ITS_WIDTH = Plan(
+    shape=(3, 2, 1),
+    steps=(
+        Conv(channels=2, activation="none"),
+        Conv(channels=4, kernel=3, stride=2, padding=1, dilation=2, groups=4, bias=True, norm=False),
+    ),
+    learns=True,
+)
+
 
 def check(plan: Plan) -> None:
     """The float answer survives capture and folding, the quantized one export; nothing is NaN."""
@@ -103,5 +112,6 @@ def check(plan: Plan) -> None:
 @example(NOTHING_ABOVE_ZERO)
 @example(STRIDE_PAST_THE_INPUT)
 @example(READS_NOTHING_BUT_PADDING)
+@example(READS_NOTHING_BUT_PADDING_IN_ITS_WIDTH)
 def test_random_networks_survive_everything(plan: Plan) -> None:
     check(plan)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from dffg.ends import join_inputs, join_outputs
 from dffg.errors import CaptureError
-from dffg.graph import aten, calls, fold_constants
+from dffg.graph import CONVOLUTIONS, argument, aten, calls, fold_constants
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 _IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
@@ -81,6 +81,8 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
         node.target = _out_of_place(node.target)
     if calls(node, *_NAMED_PADDINGS):
         _write_padding_out(graph, node)
+    if calls(node, *CONVOLUTIONS) and _misses_its_input(node):
+        _pad_beforehand(graph, node)
     if calls(node, aten.view.default):
         # Without the copies that are left out below, the memory may lie otherwise.
         node.target = aten.reshape.default
@@ -102,12 +104,38 @@ def _write_padding_out(graph: fx.Graph, node: fx.Node) -> None:
     totals = [d * (size - 1) if padding == "same" else 0 for d, size in zip(dilations, kernel)]
     if any(total % 2 for total in totals):
         sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-        with graph.inserting_before(node):
-            padded = graph.call_function(aten.pad.default, (source, sides))
-        padded.meta["val"] = torch.nn.functional.pad(source.meta["val"], sides)
-        source, totals = padded, [0] * len(totals)
+        source, totals = _padded(graph, node, source, sides), [0] * len(totals)
     node.args = (source, weight, bias, strides, [total // 2 for total in totals], dilations, groups)
     node.target = _NAMED_PADDINGS[node.target]
+
+
+def _misses_its_input(node: fx.Node) -> bool:
+    """Whether a column of a convolution's result reads nothing but padding.
+
+    Where it has a bias and its input lies in the channels_last layout, oneDNN crashes at a block of such columns (3.12
+    in torch 2.14, seen of dilated kernels only: https://github.com/uxlfoundation/oneDNN/issues/5942).
+    """
+    width, kernel = (part.meta["val"].shape[-1] for part in node.args[:2])  # type: ignore[union-attr]
+    stride, padding, dilation = (argument(node, index, [usual])[-1] for index, usual in ((3, 1), (4, 0), (5, 1)))
+    reach = dilation * (kernel - 1) + 1
+    starts = range(-padding, width + padding - reach + 1, stride)
+    return any(not any(0 <= at < width for at in range(start, start + reach, dilation)) for start in starts)
+
+
+def _pad_beforehand(graph: fx.Graph, node: fx.Node) -> None:
+    """The zeros around a convolution's input as a padding of its own, so that it reads what is there."""
+    source, weight, bias, strides, padding, *rest = node.args
+    padding = list(padding) * ((weight.meta["val"].dim() - 2) // len(padding))  # type: ignore
+    sides = [side for size in reversed(padding) for side in (size, size)]
+    node.args = (_padded(graph, node, source, sides), weight, bias, strides, [0] * len(padding), *rest)  # type: ignore
+
+
+def _padded(graph: fx.Graph, node: fx.Node, source: fx.Node, sides: list[int]) -> fx.Node:
+    """A tensor with zeros around it, for `node` to read."""
+    with graph.inserting_before(node):
+        padded = graph.call_function(aten.pad.default, (source, sides))
+    padded.meta["val"] = torch.nn.functional.pad(source.meta["val"], sides)
+    return padded
 
 
 def _out_of_place(operator: torch._ops.OpOverload) -> torch._ops.OpOverload:
