@@ -190,11 +190,11 @@ class HalfResolutionFirst:
         return loss, gradient, variance
 
 
-def blurred_start(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator) -> Tensor:
+def blurred_start(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator, device: torch.device) -> Tensor:
     """Noise of the same deviation, at a quarter of the resolution."""
-    low, high = input_bounds(spec)
+    low, high = input_bounds(spec, device)
     channels, height, width = spec.shape
-    small = torch.randn(config.batch_size, channels, -(-height // 4), -(-width // 4), generator=generator)
+    small = torch.randn(config.batch_size, channels, -(-height // 4), -(-width // 4), generator=generator).to(device)
     noise = F.interpolate(small, size=(height, width), mode="bilinear")
     noise = noise / noise.std()
     return torch.clamp((low + high) / 2 + config.start_std * (high - low) * noise, low, high)
@@ -204,8 +204,8 @@ def earlier_image(method: Method, captured: Captured, config: SynthesisConfig) -
     """Start a chain half way between noise and what the chain before ended with."""
     last: list[Tensor] = []
 
-    def start(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator) -> Tensor:
-        noise = start_from_noise(config, spec, generator)
+    def start(config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator, device: torch.device) -> Tensor:
+        noise = start_from_noise(config, spec, generator, device)
         return (noise + last[-1].roll(1, 0)) / 2 if last else noise
 
     def step(images: Tensor, *arguments: Tensor, **options: Any) -> tuple[Tensor, Tensor]:

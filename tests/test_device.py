@@ -62,7 +62,7 @@ def imagined():
 # torch cannot imagine genie's: a module whose weights move.
 WALKS = [(name, {}) for name in GENERATORS if name not in (*NOISES, "genie")]
 WALKS += [("dffg", {"variability": name}) for name in VARIABILITIES]
-WALKS += [("dffg", {"lookahead": True, "statistics": "image"})]
+WALKS += [("dffg", {"lookahead": True, "statistics": "image"}), ("dffg", {"start": "pictures"})]
 
 
 def walked(network: Captured, generator: str, options: dict) -> list:

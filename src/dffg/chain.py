@@ -94,7 +94,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int, method: M
         are_pictures=captured.spec.is_pixels,
         generator=generator,
     )
-    images = channels_last(method.start(config, captured.spec, generator).to(captured.device))
+    images = channels_last(method.start(config, captured.spec, generator, captured.device))
     velocity, variance = torch.zeros_like(images), torch.zeros_like(images)
     for step in range(config.steps):
         step_size = width * step_size_at(step, config.steps, config.step_size, config.schedule)
