@@ -22,7 +22,7 @@ from tests.networks import captured
 from tests.quant.test_reconstruct import images_of, start
 
 NAME = "inverted-residual"
-BLOCKS = ReconstructionConfig(iterations=8, batch_size=8)
+BLOCKS = ReconstructionConfig(iterations=8, together=1, batch_size=8)
 STEPS = FinetuneConfig(iterations=12, batch_size=8, hard=0.5)
 
 
