@@ -20,7 +20,7 @@ from benchmarks.cells import measure as measure_cells
 from benchmarks.int8 import OURS
 from benchmarks.lowbits import RECONSTRUCTION, Budget, Prepared, key, learn, synthesis
 from benchmarks.networks import REAL, load_benchmarks
-from benchmarks.tables import Records, latest, mean_and_deviation, spread
+from benchmarks.tables import Records, is_timed_beside_others, latest, mean_and_deviation, spread
 from dffg.device import HOST
 from dffg.spec import Array
 from dffg.synthesis import Progress, synthesize_set
@@ -139,11 +139,7 @@ def _place(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _shown_minutes(group: Records) -> str:
-    return "beside others" if _is_timed_beside_others(group) else f"{_minutes(group):.1f}"
-
-
-def _is_timed_beside_others(group: Records) -> bool:
-    return any("tasks_at_once" in record for record in group)
+    return "beside others" if is_timed_beside_others(group) else f"{_minutes(group):.1f}"
 
 
 def _minutes(group: Records) -> float:
@@ -156,7 +152,7 @@ def curves() -> dict[str, dict[str, list[tuple[float, float, float]]]]:
     those that nothing else ran beside."""
     shown: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for group in _groups():
-        if _is_timed_beside_others(group):
+        if is_timed_beside_others(group):
             continue
         mean, deviation = mean_and_deviation([r["float_top1"] - r["drop_points"] for r in group])
         curve = shown.setdefault(group[0]["network"], {}).setdefault(f"{group[0]['source']}, {group[0]['device']}", [])

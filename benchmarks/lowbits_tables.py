@@ -6,7 +6,7 @@ import statistics
 
 from benchmarks import lowbits, records
 from benchmarks.int8 import OURS
-from benchmarks.tables import Records, latest, spread, unique
+from benchmarks.tables import Records, is_timed_beside_others, latest, spread, unique
 from dffg.device import CPU
 
 _NONE = "-"
@@ -72,7 +72,7 @@ def _row(network: str, bits: str, method: str, cell: Records) -> str:
 def shown_seconds(cell: Records) -> str:
     """Their median; those that were measured elsewhere than on a CPU, or beside other tasks, say so."""
     devices = [name for name in unique(cell, "device") if name != CPU]
-    beside = ["beside others"] if any("tasks_at_once" in r for r in cell) else []
+    beside = ["beside others"] if is_timed_beside_others(cell) else []
     return ", ".join([f"{statistics.median(r['seconds'] for r in cell):.0f}", *devices, *beside])
 
 

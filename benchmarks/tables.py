@@ -272,6 +272,11 @@ def latest(results: Records, key: tuple[str, ...]) -> Records:
     return list({tuple(result[name] for name in key): result for result in results}.values())
 
 
+def is_timed_beside_others(cell: Records) -> bool:
+    """Whether other tasks ran while seconds were measured."""
+    return any("tasks_at_once" in result for result in cell)
+
+
 def unique(results: Records, name: str) -> list[Any]:
     return list(dict.fromkeys(result[name] for result in results))
 

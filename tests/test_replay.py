@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dffg.replay import Replayed
+from tests.test_device import needs_cuda
 
 CALLS = 8
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 

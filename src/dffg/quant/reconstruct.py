@@ -87,7 +87,8 @@ def reconstruct(
         answer = _run(learned, quantized)
         after = _error(answer, target)
         if not after < before:
-            # Steps that round can throw a block that is as good as it gets, and there are such.
+            # Steps that round can throw a block that is as good as it gets, and there are such. Its answer is computed
+            # again: kept since before, it would be a fourth result for every image in memory.
             learned.load_state_dict(first, strict=False)
             answer, after = _run(learned, quantized), before
         exact, quantized = target, answer
