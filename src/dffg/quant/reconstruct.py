@@ -80,17 +80,11 @@ def reconstruct(
         started = time.perf_counter()
         learned = network.block(block.input, block.output)
         target = _run(between(float_module, block.input, block.output), exact)
-        first = {name: value.detach().clone() for name, value in learned.named_parameters()}
         before = _error(_run(learned, quantized), target)
         narrow = fast and not any(strides_past(nodes[layer]) for layer in block.layers)
+        first = {name: value.detach().clone() for name, value in learned.named_parameters()}
         iterations = _learn(learned, exact, quantized, target, config, clock.seconds_for(index), narrow)
-        answer = _run(learned, quantized)
-        after = _error(answer, target)
-        if not after < before:
-            # Steps that round can throw a block that is as good as it gets, and there are such. Its answer is computed
-            # again: kept since before, it would be a fourth result for every image in memory.
-            learned.load_state_dict(first, strict=False)
-            answer, after = _run(learned, quantized), before
+        answer, after = _better(learned, first, quantized, target, before)
         exact, quantized = target, answer
         if progress is not None:
             record = BlockRecord(
@@ -170,6 +164,22 @@ def _learn(
         (loss,) = replayed(torch.randint(len(target), (config.batch_size,)).to(target.device))
         float(loss)  # The clock must not run ahead of an accelerator.
     return config.iterations
+
+
+def _better(
+    learned: fx.GraphModule, first: dict[str, Tensor], quantized: Tensor, target: Tensor, before: float
+) -> tuple[Tensor, float]:
+    """A block's result and its error as learned, or as it was at `first` where it is no better now.
+
+    Steps that round can throw a block that is as good as it gets, and there are such. What it gave before is computed
+    again: kept, it would be a fourth result for every image in memory.
+    """
+    answer = _run(learned, quantized)
+    after = _error(answer, target)
+    if after < before:
+        return answer, after
+    learned.load_state_dict(first, strict=False)
+    return _run(learned, quantized), before
 
 
 def strides_past(layer: fx.Node) -> bool:
