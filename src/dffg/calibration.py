@@ -22,6 +22,8 @@ from dffg.spec import Array, ImageSpec
 from dffg.synthesis import synthesize_set
 
 _HELD_OUT_SEED_OFFSET = 1_000_003
+# Noise is all alike: more of it gives no other ranges.
+_NOISE_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,11 @@ def held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
     held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
     made = synthesize_set(run.network, held_out, progress=run.progress, memory_limit=run.memory_limit)
     return torch.from_numpy(made.inputs)
+
+
+def noise_images(captured: Captured, seed: int) -> Array:
+    """N(0, 1) network inputs, what many calibrate with where they have no data: (count, *shape)."""
+    return synthesize_set(captured, SynthesisConfig(generator="noise", count=_NOISE_IMAGES, seed=seed)).inputs
 
 
 def _source(config: SynthesisConfig) -> str:

@@ -24,7 +24,7 @@ from dffg.report.html import render_page
 from dffg.report.notes import equalization_notes, memory_notes, width_notes
 from dffg.report.result import IMAGES_FILE, PAGE_FILE, PARAMETERS_FILE, REPORT_FILE, Result
 from dffg.run import Run
-from dffg.verify import accuracy_of, verify
+from dffg.verify import accuracies_of, verify
 
 
 def finish(
@@ -34,8 +34,9 @@ def finish(
     quantization: QuantizationConfig,
     learning: LearningConfig,
     synthesis: SynthesisConfig,
+    from_noise: Decided | None = None,
 ) -> Result:
-    """Write the file, verify it in its runtime, and report."""
+    """Write the file, verify it in its runtime, and report, beside what ranges from noise would have given."""
     clock, spec, quantized = run.clock, run.captured.spec, decided.insert()
     runtime = runtime_of(quantization.target)
     with clock.stage("held-out images"):
@@ -49,6 +50,7 @@ def finish(
             save_parameters(decided.parameters, staging / PARAMETERS_FILE)
         with clock.stage("verify"):
             measured = verify(runtime, quantized, written, reference, held_out)
+        accuracy, baseline = _accuracies(run, runtime, reference, written, from_noise, scratch)
         result = Result(
             scheme=quantization.label,
             target=quantization.target,
@@ -58,7 +60,8 @@ def finish(
             equalized=decided.equalized,
             mixed=quantized.mixed,
             float_operations=quantized.float_operations,
-            accuracy=_accuracy(run, runtime, written, reference),
+            accuracy=accuracy,
+            noise_baseline=baseline,
             notes=(
                 *run.notes,
                 *run.captured.notes,
@@ -78,11 +81,19 @@ def finish(
     return result
 
 
-def _accuracy(run: Run, runtime: Runtime, written: Path, reference: Path) -> Accuracy | None:
+def _accuracies(
+    run: Run, runtime: Runtime, reference: Path, written: Path, from_noise: Decided | None, scratch: Path
+) -> tuple[Accuracy | None, Accuracy | None]:
+    """Of the file, and of what noise would have given, where there is data to measure them on."""
     if run.evaluation is None:
-        return None
+        return None, None
+    files = [written]
     with run.clock.stage("evaluation"):
-        return accuracy_of(runtime, written, reference, run.evaluation)
+        if from_noise is not None:
+            files.append(scratch / f"noise{runtime.suffixes[0]}")
+            runtime.write(from_noise.insert(), run.captured.spec, files[1])
+        accuracy, *baseline = accuracies_of(runtime, reference, files, run.evaluation)
+    return accuracy, baseline[0] if baseline else None
 
 
 def _origin(run: Run, images: Calibration) -> dict[str, Any]:

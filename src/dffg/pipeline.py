@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from dffg.calibration import Calibration, calibration_images, images_beside
+from dffg.calibration import Calibration, calibration_images, images_beside, noise_images
 from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.device import AUTO, device_named, moved
@@ -23,7 +23,7 @@ from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.finish import finish
 from dffg.output import file_hash
-from dffg.quant.decide import Decided, decide, prepare_float
+from dffg.quant.decide import Decided, decide, prepare_float, with_ranges_from
 from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.stored import load_parameters, tensors_of
 from dffg.report.command import python_call
@@ -71,10 +71,10 @@ def quantize(
     `spec` describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned
     from the images beyond ranges; by default, something below 8 bits. What is learned is kept in `out`.partial until
     all is done: the same call goes on from there if it was stopped. `calibration` takes the place of synthesis, as the
-    yardstick; `evaluation` adds accuracy to the report. `memory_limit`: bytes a step of synthesis may take, see
-    `synthesize_set`. `device` makes the images and learns from them, see `device_named`. `workers`, of `ray_workers`,
-    make the same images sooner. `command` is what the report says to do for the same result, by default this call.
-    Raises a `DffgError` that says what to do.
+    yardstick; `evaluation` adds accuracy to the report, beside that with ranges from noise. `memory_limit`: bytes a
+    step of synthesis may take, see `synthesize_set`. `device` makes the images and learns from them, see
+    `device_named`. `workers`, of `ray_workers`, make the same images sooner. `command` is what the report says to do
+    for the same result, by default this call. Raises a `DffgError` that says what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
     data = {"calibration": calibration, "evaluation": evaluation}
@@ -122,9 +122,14 @@ def _quantize(
     with clock.stage("calibration"):
         ranges_from = images.inputs[: synthesis.count]
         decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
+    from_noise = None
+    if run.evaluation is not None:
+        with clock.stage("noise baseline"):
+            noise = _batches(noise_images(captured, synthesis.seed), synthesis.batch_size)
+            from_noise = with_ranges_from(captured, decided, noise, quantization)
     if learning.learns:
         decided = _learn(run, decided, images, learning, synthesis.seed)
-    return finish(run, decided, images, quantization, learning, synthesis)
+    return finish(run, decided, images, quantization, learning, synthesis, from_noise)
 
 
 def finetune(

@@ -47,7 +47,7 @@ class Clock:
         started = time.perf_counter()
         yield
         give_back()
-        self._spent[name] = time.perf_counter() - started
+        self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - started
 
     def seconds(self) -> Seconds:
         """How long every stage took, and all until now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> 
     return Latency(**latency_ms(runs, batch), batch=len(batch), threads=threads)
 
 
-def accuracy_of(runtime: Runtime, written: Path, reference: Path, data: Data) -> Accuracy:
-    """Top-1 of the quantized file beside that of the float one, on labelled data."""
+def accuracies_of(runtime: Runtime, reference: Path, written: Sequence[Path], data: Data) -> list[Accuracy]:
+    """Top-1 of quantized files beside that of the float one, on labelled data."""
     assert data.labels is not None
-    expected, answer = (np.concatenate(list(runtime.run(path, data.batches()))) for path in (reference, written))
-    return compare(expected, answer, data.labels)
+    expected, *answers = (np.concatenate(list(runtime.run(path, data.batches()))) for path in (reference, *written))
+    return [compare(expected, answer, data.labels) for answer in answers]

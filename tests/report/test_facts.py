@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dffg.report.facts import key_facts, sqnr_by_layer, verdict, worst_first, written
+from dffg.report.facts import is_verified, key_facts, sqnr_by_layer, verdict, worst_first, written
 from tests.report.pages import plain_report
 from tests.report.test_result import ACCURACY
 
@@ -30,6 +30,10 @@ def changed(section, **values):
         (changed("latency_ms", quantized=6.0), "4.0 times smaller and 1.5 times slower than"),
         (changed("size_bytes", quantized=8000), "2.0 times larger and 2.0 times faster than"),
         (changed("simulation_match", equal_share=0.5), "Do not use this file: onnxruntime computes something else"),
+        (
+            changed("agreement", broken="it answers the same to every input"),
+            "file: it answers the same to every input.",
+        ),
     ],
 )
 def test_the_verdict_is_one_sentence(report, sentence):
@@ -49,6 +53,16 @@ def test_key_facts_are_those_of_the_report():
             "of integers equal in the worst layer, at most 1 step apart; 100.0% same top-1",
         ),
     }
+
+
+def test_accuracy_stands_beside_that_with_ranges_from_noise():
+    report = plain_report(accuracy=MEASURED, noise_baseline=MEASURED | {"drop_points": 20.5})
+    assert key_facts(report)[0].detail.endswith("on 400 examples; drop +20.50 with ranges from noise")
+
+
+def test_a_broken_network_is_not_verified():
+    assert is_verified(plain_report())
+    assert not is_verified(changed("agreement", broken="it answers the same to every input"))
 
 
 def test_accuracy_that_was_not_measured_is_no_fact():

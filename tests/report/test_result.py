@@ -3,8 +3,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
+from rich.console import Console, RenderableType
 
 from dffg.config import Budget, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
@@ -14,9 +17,10 @@ from dffg.export.verification import SimulationMatch
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
 from dffg.quant.widths import BitWidths
+from dffg.report.comparison import run_of
 from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems, load_report
-from dffg.report.terminal import describe_accuracy, render
+from dffg.report.terminal import describe_accuracy, render, render_batch
 from dffg.spec import ImageSpec
 
 KERNELS = Kernels(integer=3, float=0, other={"Reshape": 1})
@@ -210,17 +214,21 @@ def test_speedup_is_float_over_quantized():
     assert LATENCY.speedup == 2.0
 
 
-def printed(result: Result) -> str:
-    from rich.console import Console
-
+def shown(what: RenderableType) -> str:
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(render(result))
+        console.print(what)
     return capture.get()
 
 
+def printed(result: Result) -> str:
+    return shown(render(result))
+
+
 def test_table_says_what_people_want_to_know():
-    text = printed(dataclasses.replace(RESULT, accuracy=ACCURACY, problems=("something is wrong",)))
+    noise = dataclasses.replace(ACCURACY, drop_points=20.5)
+    result = dataclasses.replace(RESULT, accuracy=ACCURACY, noise_baseline=noise, problems=("something is wrong",))
+    text = printed(result)
     for expected in (
         "demo:network, W8A8 for onnxruntime",
         "64 synthetic images, 16 passes each",
@@ -229,6 +237,7 @@ def test_table_says_what_people_want_to_know():
         "97.5% top-1, 31.2 dB on 16",
         "not task accuracy",
         "drop +1.25 +- 0.50 points on 400 examples",
+        "drop +20.50 points with ranges from noise",
         "conv 40.5 dB",
         "15.5 s: synthesis 2.0",
         "! something is wrong",
@@ -331,3 +340,10 @@ def test_a_report_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(InputError, match="is not a report"):
         load_report(tmp_path / "report.json")
+
+
+def test_a_batch_shows_networks_without_a_top1() -> None:
+    outputs = Agreement(top1=None, sqnr_db=20.0, count=16, outputs={"boxes": 20.0, "scores": 30.0})
+    run = run_of("detector", dataclasses.replace(RESULT, agreement=outputs).to_dict())
+    text = shown(render_batch({"runs": [dataclasses.asdict(run)], "failures": []}, Path("out")))
+    assert re.search(r"detector +W8A8 +1 +- +- +2\.00 +15\.5", text)

@@ -126,6 +126,16 @@ def settle(seen: Seen, widths: BitWidths, config: QuantizationConfig) -> Paramet
     return parameters
 
 
+def with_ranges_from(
+    captured: Captured, decided: Decided, images: Iterable[Tensor], config: QuantizationConfig
+) -> Decided:
+    """The same network and integers with the ranges that other images give."""
+    seen = look(captured, images, replace(config, equalize=decided.equalized))
+    widths = decided.mixed.widths if decided.mixed else uniform_widths(seen.float_module, seen.placement, config)
+    ranges = choose_ranges(seen.histograms, seen.placement, seen.spec, widths, config)
+    return replace(decided, parameters=replace(decided.parameters, activations=ranges))
+
+
 def choose_equalization(captured: Captured, images: Sequence[Tensor], config: QuantizationConfig) -> str:
     """Whether it helps to even out the ranges of activations: it must bring the answer clearly nearer to float's.
 

@@ -24,14 +24,20 @@ class Fact:
 
 
 def is_verified(report: Plain) -> bool:
-    """Whether the runtime computes what was decided."""
+    """Whether the runtime computes what was decided, and that is no nonsense."""
+    return _matches(report) and report["agreement"]["broken"] is None
+
+
+def _matches(report: Plain) -> bool:
     return SimulationMatch(**report["simulation_match"]).holds
 
 
 def verdict(report: Plain) -> str:
     """The result in one sentence."""
-    if not is_verified(report):
+    if not _matches(report):
         return f"Do not use this file: {report['target']} computes something else than what was decided."
+    if not is_verified(report):
+        return f"Do not use this file: {report['agreement']['broken']}."
     if report["latency_ms"] is None:
         where, gains = f"Written for {report['target']}, verified in ONNX Runtime", _smaller(report)
     else:
@@ -67,7 +73,7 @@ def key_facts(report: Plain) -> tuple[Fact, ...]:
     size, match = report["size_bytes"], report["simulation_match"]
     kernels, agreement = report["kernels"], report["agreement"]
     return (
-        *_accuracy(report["accuracy"]),
+        *_accuracy(report["accuracy"], report.get("noise_baseline")),
         Fact(
             label="Agreement",
             **_agreement(agreement),
@@ -116,15 +122,16 @@ def _latency(report: Plain) -> tuple[Fact, ...]:
     )
 
 
-def _accuracy(accuracy: Plain | None) -> tuple[Fact, ...]:
+def _accuracy(accuracy: Plain | None, noise: Plain | None) -> tuple[Fact, ...]:
     if accuracy is None:
         return ()
+    beside = "" if noise is None else f"; drop {noise['drop_points']:+.2f} with ranges from noise"
     drop = f"{accuracy['drop_points']:+.2f} {_plus_minus(accuracy['standard_error'])}points"
     return (
         Fact(
             label="Accuracy",
             value=f"{accuracy['quantized_top1']:.2f} %",
-            detail=f"{accuracy['float_top1']:.2f} % in float; drop {drop} on {accuracy['count']} examples",
+            detail=f"{accuracy['float_top1']:.2f} % in float; drop {drop} on {accuracy['count']} examples{beside}",
         ),
     )
 

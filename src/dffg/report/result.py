@@ -99,7 +99,8 @@ class Result:
     """Everything a run found. `problems` says in words what a user must know before using the file.
 
     latency_ms: None where the runtime is not here. equalized: what was evened out, where the configuration leaves the
-    choice. mixed: how the widths were chosen, where they were. command: what was typed or called to make it.
+    choice. mixed: how the widths were chosen, where they were. noise_baseline: accuracy with ranges from noise, before
+    anything is learned, where accuracy was measured. command: what was typed or called to make it.
     """
 
     model: str
@@ -130,6 +131,7 @@ class Result:
     files: dict[str, str]
     path: str
     mixed: MixedPrecision | None = None
+    noise_baseline: Accuracy | None = None
     command: str | None = None
     schema_version: int = SCHEMA_VERSION
 

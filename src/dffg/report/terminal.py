@@ -81,6 +81,8 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     ]
     if result.accuracy is not None:
         rows.append(("accuracy", describe_accuracy(result.accuracy)))
+    if result.noise_baseline is not None:
+        rows.append(("", f"drop {result.noise_baseline.drop_points:+.2f} points with ranges from noise"))
     weakest = sorted(result.layers, key=lambda layer: layer.sqnr_db)[:3]
     if result.mixed is not None:
         rows += _mixed_rows(result.mixed, result.layers)
@@ -149,7 +151,7 @@ def render_batch(found: dict[str, Any], out: Path) -> RenderableType:
             run["scheme"],
             f"{run['size_bytes'] / 1e3:.0f}",
             "-" if run["drop_points"] is None else f"{run['drop_points']:.2f}",
-            f"{run['agreement']:.1%}",
+            "-" if run["agreement"] is None else f"{run['agreement']:.1%}",
             "-" if run["latency_ms"] is None else f"{run['latency_ms']:.2f}",
             f"{run['seconds']:.1f}",
             "" if run["verified"] else "verification failed",
