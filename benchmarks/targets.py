@@ -123,8 +123,8 @@ def targets_table() -> str:
     """Drop in points, kernels and milliseconds by network, source and target, beside the same from the module."""
     rows = [
         "| network (float top-1, images) | from | target | drop, points | paired SE | layers in int8 "
-        "| KB, float -> int8 | ms, float -> int8 | images apart | same top-1 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| verified | KB, float -> int8 | ms, float -> int8 | images apart | same top-1 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in latest(records.read(SUITE), ("network", "source", "target")):
         beside = "- | -"
@@ -139,6 +139,6 @@ def targets_table() -> str:
             f"| {record['target']} "
             f"| {record['drop_points']:.2f} "
             f"| {record['standard_error']:.2f} | {record['integer_kernels']} of {layers} "
-            f"| {size} | {speed} | {beside} |"
+            f"| {'yes' if record['verified'] else 'no'} | {size} | {speed} | {beside} |"
         )
     return "\n".join(rows)

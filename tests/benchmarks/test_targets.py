@@ -16,6 +16,7 @@ def record(target: str, drop: float, latency: dict[str, float] | None, source: s
         "standard_error": 0.25,
         "integer_kernels": 3,
         "float_kernels": 1,
+        "verified": target != "tensorrt",
         "size_bytes": {"float": 4000, "quantized": 1000},
         "latency_ms": latency,
     }
@@ -31,7 +32,7 @@ def test_the_table_shows_the_newest_of_every_target(tmp_path, monkeypatch):
     ):
         records.append(targets.SUITE, entry)
     assert targets.targets_table().splitlines()[2:] == [
-        "| small (80.00 %, 400) | module | openvino | 0.50 | 0.25 | 3 of 4 | 4 -> 1 | 2.0 -> 1.0 | - | - |",
-        "| small (80.00 %, 400) | module | tensorrt | 0.25 | 0.25 | 3 of 4 | 4 -> 1 | not run here | - | - |",
-        "| small (80.00 %, 400) | .onnx | openvino | 0.50 | 0.25 | 3 of 4 | 4 -> 1 | 2.0 -> 1.0 | 0.0001 | 99.5% |",
+        "| small (80.00 %, 400) | module | openvino | 0.50 | 0.25 | 3 of 4 | yes | 4 -> 1 | 2.0 -> 1.0 | - | - |",
+        "| small (80.00 %, 400) | module | tensorrt | 0.25 | 0.25 | 3 of 4 | no | 4 -> 1 | not run here | - | - |",
+        "| small (80.00 %, 400) | .onnx | openvino | 0.50 | 0.25 | 3 of 4 | yes | 4 -> 1 | 2.0 -> 1.0 | 0.0001 | 99.5% |",
     ]
