@@ -106,6 +106,12 @@ CHANGES: dict[str, Change] = {
     "earlier image": Change(
         factor="start", beside="keep the last only", options={"burn_in": 15}, replace=variants.earlier_image
     ),
+    "pictures": Change(factor="start", options={"start": "pictures"}),
+    "slack 0.2, pictures": Change(factor="start", beside="slack 0.2", options={"start": "pictures", "slack": 0.2}),
+    "as for learning": Change(
+        factor="together",
+        options={"variability": "none", "start": "pictures", "steps": 48, "burn_in": 47, "step_size": 1 / 48},
+    ),
     **{f"noise of {std:g}": Change(factor="start", options={"start_std": std}) for std in (0.02, 0.1, 0.5)},
     "raw gradient, noise of 0.1": Change(
         factor="together",
