@@ -30,7 +30,7 @@ from torch import Tensor, fx
 from dffg import recipe
 from dffg.checkpoint import Checkpoint, sealed
 from dffg.cli.quantize import quantize
-from dffg.config import Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
+from dffg.config import Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig, parse_bytes
 from dffg.errors import DffgError
 from dffg.evaluation.data import load_data
 from dffg.fold import fold_batch_norms
@@ -253,6 +253,7 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
         _text("size=", "bops=", "bits=", "latency", "x", "MB", "kB", ".", "-", "0.5", "4", like="size=0.5x"),
         Budget.parse,
     ),
+    "size": (_text("MB", "kB", "GB", "B", ".", "-", "8", like="1.5GB"), parse_bytes),
     "shape": (_text("x", "3", "224", "-", like="3x224x224"), lambda text: ImageSpec(shape=parse_shape(text))),
     "numbers": (
         _text(",", ".", "-", like="0.5,0.25,1e-3"),

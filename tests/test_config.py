@@ -343,7 +343,14 @@ def test_sizes_are_read_in_bytes(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["2", "GB", "-1GB", "0GB", "2 GB", "2x"])
+@pytest.mark.parametrize("text", ["2", "GB", "-1GB", "0GB", "0.5B", "2 GB", "2x", f"{10**400}GB"])
 def test_what_is_no_size_is_refused_with_an_example(text):
     with pytest.raises(InputError, match=r"1\.5GB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("read", [parse_bytes, lambda text: Budget.parse(f"size={text}")], ids=["size", "budget"])
+def test_a_million_digits_are_refused_at_once(read):
+    """Trying where they could be split takes hours."""
+    with pytest.raises(InputError, match="cannot read the"):
+        read("9" * 10**6)

@@ -9,6 +9,8 @@ from dffg.config.options import require
 from dffg.errors import InputError
 
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+# No digit can be read in two ways, which for a long row of them would take for ever, and no amount is infinite.
+_AMOUNT = r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})"
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Scheme:
 
 def parse_bytes(text: str) -> int:
     """A size like 800MB or 1.5GB, in bytes."""
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kMG]?B)", text.strip(), re.IGNORECASE)
-    if match is None or not float(match[1]):
-        raise InputError(f"cannot read the size {text!r}; write it like 800MB or 1.5GB.")
-    return int(float(match[1]) * _BYTES[match[2].upper()])
+    match = re.fullmatch(_AMOUNT + "([kMG]?B)", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * _BYTES[match[2].upper()]) if match else 0
+    require(size > 0, f"cannot read the size {text!r}; write it like 800MB or 1.5GB.")
+    return size
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Budget:
             "a latency budget cannot be met by bit widths: ONNX Runtime computes all widths from 2 to 8 bits with the "
             "same int8 kernels. Give size=, bops= or bits=.",
         )
-        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(x|[kMG]?B)?", amount, re.IGNORECASE)
+        match = re.fullmatch(_AMOUNT + "(x|[kMG]?B)?", amount, re.IGNORECASE)
         number, unit = (float(match[1]), (match[2] or "").upper()) if match else (0.0, "")
         if kind in ("size", "bops") and unit == "X":
             require(0 < number <= 1, f"the budget {text!r} is not above 0 and at most 1x, which is W8A8.")
