@@ -28,7 +28,9 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from dffg import recipe
-from dffg.checkpoint import Checkpoint, sealed
+from dffg.archive import refuse_code
+from dffg.checkpoint import Checkpoint, refuse_other_work, sealed
+from dffg.cli.network import describe_input
 from dffg.cli.quantize import quantize
 from dffg.config import Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig, parse_bytes
 from dffg.errors import DffgError
@@ -110,12 +112,12 @@ def _written(name: str, content: bytes) -> Path:
     return path
 
 
-def _zipped(members: dict[str, bytes]) -> bytes:
+def _zipped(members: dict[str, bytes], suffix: str = ".npy") -> bytes:
     """An archive whose checksums are right, whatever is in it."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, content in members.items():
-            archive.writestr(f"{name}.npy", content)
+            archive.writestr(name + suffix, content)
     return stream.getvalue()
 
 
@@ -158,6 +160,7 @@ REPORT = {
     "quantization": asdict(QuantizationConfig()),
     "equalized": "none",
 }
+WORK = {"dffg": "0.1.0", "bits": "W4A4", "count": "8"}
 DATA = _zipped({"images": IMAGES, "labels": LABELS})
 CSV = b"file,label\na.png,0\nb.png,1\n"
 
@@ -171,10 +174,6 @@ def _load_labels(content: bytes) -> Any:
     return load_data(folder, SPEC, labelled=True)
 
 
-def _load_arrays(content: bytes) -> Any:
-    return load_data(_written("data.npz", content), SPEC, labelled=True)
-
-
 def _configure(options: dict[str, Any]) -> Any:
     """Every option of the three configurations, in the types that the command line makes."""
     errors = []
@@ -186,6 +185,22 @@ def _configure(options: dict[str, Any]) -> Any:
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+_several = st.lists(_text("x", "3", ",", ":", ".", "/", "-", like="3x4x4/8"), min_size=1, max_size=3).map("/".join)
+_INPUTS = st.fixed_dictionaries(
+    {"input_shape": st.sampled_from(("3x4x4/8", "2x2/3/4")) | _several},
+    optional={
+        "mean": st.sampled_from(("0.5", "0.5/0", "0.1,0.2,0.3/0")) | _several,
+        "std": st.sampled_from(("0.5", "0.5/1")) | _several,
+        "bounds": st.sampled_from(("0:1", "0:1/-1:1")) | _several,
+    },
+)
+
+
+def _refuse_work(content: bytes) -> None:
+    _written("work.json", content)
+    refuse_other_work(_folder(), WORK)
 
 
 _OPTIONS = st.fixed_dictionaries(
@@ -264,6 +279,7 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
         lambda text: ImageSpec(shape=(3, 2, 2), std=parse_numbers(text)),
     ),
     "bounds": (_text(":", ".", "-", like="-1:2.5"), lambda text: ImageSpec(shape=(3, 2, 2), bounds=parse_bounds(text))),
+    "inputs": (_INPUTS, lambda options: describe_input(None, options)),
     "options": (_OPTIONS, _configure),
     "recipe.yaml": (_yaml(RECIPE), lambda content: recipe.read(_written("recipe.yaml", content), KNOWN)),
     "jobs.yaml": (_yaml(JOBS), lambda content: read_jobs(_written("jobs.yaml", content), KNOWN)),
@@ -285,6 +301,11 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
             lambda parts: _zipped({"metadata": _npy(json.dumps(parts[0])), parts[1]: parts[2]})
         ),
         lambda content: SyntheticSet.load(_written("images.npz", content)),
+    ),
+    "work.json": (
+        (_changed(WORK) | _plain).map(lambda document: json.dumps(document).encode())
+        | _damaged(json.dumps(WORK).encode()),
+        _refuse_work,
     ),
     "report.json": (
         _changed(REPORT).map(lambda document: json.dumps(document).encode()) | _damaged(json.dumps(REPORT).encode()),
@@ -315,6 +336,28 @@ def _torch_bytes(value: Any) -> bytes:
     return stream.getvalue()
 
 
+@cache
+def _program() -> dict[str, bytes]:
+    """Members of a network that torch.export has saved."""
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(small_conv().eval(), (torch.zeros(2, 3, 8, 8),)), stream)
+    with zipfile.ZipFile(stream) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@st.composite
+def _programs(draw: st.DrawFn) -> bytes:
+    """A saved network with bytes changed anywhere, or with members changed and checksums that are right."""
+    members = dict(_program())
+    if draw(st.booleans()):
+        return draw(_damaged(_zipped(members, "")))
+    for name in draw(st.lists(st.sampled_from(sorted(members)), max_size=2, unique=True)):
+        is_document = name.endswith(".json")
+        content = _changed(json.loads(members[name])).map(json.dumps) if is_document else _damaged(members[name])
+        members[name] = draw(content | _plain.map(json.dumps))
+    return _zipped(members, "")
+
+
 def _load_checkpoint(content: bytes) -> Any:
     _written("state.pt", content)
     return Checkpoint(_folder(), "this").load("state")
@@ -334,6 +377,7 @@ HEAVY_PARSERS: dict[str, tuple[Callable[[], st.SearchStrategy[Any]], Parse]] = {
         lambda: _damaged(safetensors.torch.save(_states())),
         lambda content: load_weights(small_conv(), _written("weights.safetensors", content)),
     ),
+    "program.pt2": (_programs, lambda content: refuse_code(_written("program.pt2", content))),
     "checkpoint": (
         lambda: _damaged(_torch_bytes({"subject": "this", "state": {"done": 1}})).map(sealed),
         _load_checkpoint,

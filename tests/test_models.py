@@ -499,6 +499,21 @@ def test_archive_with_a_compiled_library_is_refused(tmp_path, archive):
         refuse_code(path)
 
 
+@pytest.mark.parametrize("config", [3, [1], {}, {"config": 3}, {"config": [1]}], ids=str)
+def test_archive_whose_tensors_are_not_named_is_refused(tmp_path, archive, config):
+    changed = {**archive, "data/weights/model_weights_config.json": json.dumps(config)}
+    with pytest.raises(InputError, match=r"not a readable torch\.export archive: .*_config.json does not name tensors"):
+        refuse_code(write_archive(tmp_path / "network.pt2", changed))
+
+
+@pytest.mark.parametrize("length", [9_000, 100_000])
+def test_archive_with_an_endless_expression_is_refused(tmp_path, archive, length):
+    """Python's parser runs out of its stack, or of memory."""
+    changed = with_expression(archive, None, lambda call: "-" * length + "1")
+    with pytest.raises(InputError, match=r"the expression '-{100}', which"):
+        refuse_code(write_archive(tmp_path / "network.pt2", changed))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_trust_lets_pickles_run(tmp_path, archive):
     executed = tmp_path / "executed"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dffg.errors import InputError
+from dffg.errors import InputError, first_line
 
 # What torch.export.save writes for a network of plain tensors. Case matters: the loader finds more than it writes.
 _PLAIN_MEMBERS = re.compile(
@@ -34,6 +34,9 @@ _SIZE_ARITHMETIC = frozenset(
     | {f"_operator.{name}" for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "pow", "truediv")}
     | {f"_operator.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 )
+# Python's parser runs out of its stack, or of memory, where an expression goes on and on. torch's are a few symbols.
+_LONGEST_EXPRESSION = 10_000
+_SHOWN = 100
 
 
 def refuse_code(path: Path) -> None:
@@ -48,8 +51,8 @@ def refuse_code(path: Path) -> None:
             if damaged is not None:
                 raise ValueError(f"{damaged} is damaged")
             reasons = list(_suspicions(archive))
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a readable torch.export archive: {error}") from error
+    except Exception as error:  # whatever a damaged archive makes its readers raise
+        raise InputError(f"{path} is not a readable torch.export archive: {first_line(error)}") from error
     if reasons:
         raise InputError(
             f"{path} holds {reasons[0]}, which can run code when it is loaded. If you trust where the file comes from, "
@@ -69,12 +72,18 @@ def _suspicions(archive: zipfile.ZipFile) -> Iterator[str]:
             yield from _pickled_entries(name, json.loads(archive.read(name)))
         elif name.endswith(".json"):
             model = json.loads(archive.read(name))
-            yield from (f"the expression {text!r}" for text in _entries(model, "expr_str") if not _is_arithmetic(text))
-            yield from (f"the operator {text!r}" for text in _entries(model, "target") if not _is_computation(text))
+            yield from (
+                f"the expression {text[:_SHOWN]!r}" for text in _entries(model, "expr_str") if not _is_arithmetic(text)
+            )
+            yield from (
+                f"the operator {text[:_SHOWN]!r}" for text in _entries(model, "target") if not _is_computation(text)
+            )
 
 
 def _pickled_entries(name: str, config: Any) -> Iterator[str]:
-    entries = config.get("config", {}) if isinstance(config, dict) else {}
+    entries = config.get("config") if isinstance(config, dict) else None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{name} does not name tensors")
     for key, entry in entries.items():
         plain = isinstance(entry, dict) and entry.get("use_pickle") is False
         if not plain or not re.fullmatch(r"(weight|tensor)_\d+", str(entry.get("path_name"))):
@@ -106,9 +115,11 @@ def _is_arithmetic(text: str) -> bool:
 
     sympy evaluates the text as Python: it is parsed here, and everything that is not on the list is refused.
     """
+    if len(text) > _LONGEST_EXPRESSION:
+        return False
     try:
         nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return all(isinstance(node, _ARITHMETIC_NODES) and _is_harmless(node) for node in nodes)
 
