@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ def append(suite: str, record: dict[str, Any]) -> None:
     """Add one result to a suite, with the commit, and the environment where it does not name another."""
     full = {**record, "commit": _commit(), "environment": record.get("environment") or environment()}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    with (RESULTS / f"{suite}.jsonl").open("a", encoding="utf-8") as stream:
+    path = RESULTS / f"{suite}.jsonl"
+    with path.open("a", encoding="utf-8") as stream:
+        stream.truncate(len(_whole(path)))
         stream.write(json.dumps(full) + "\n")
 
 
@@ -34,13 +35,13 @@ def environment() -> dict[str, Any]:
 def read(suite: str) -> list[dict[str, Any]]:
     """All results of a suite, oldest first."""
     path = RESULTS / f"{suite}.jsonl"
-    return list(_lines(path)) if path.exists() else []
+    return list(map(json.loads, _whole(path).splitlines())) if path.exists() else []
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
+def _whole(path: Path) -> bytes:
+    """Without half a line at the end, which a process leaves that is killed or finds the disk full."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _commit() -> str:
