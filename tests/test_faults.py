@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import dffg.run
+from dffg.batch import bytes_per_image
 from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, OutputError
@@ -108,6 +109,39 @@ def test_unfinished_work_of_another_version_is_refused(stopped: Path, monkeypatc
     monkeypatch.setattr(dffg.run, "package_version", lambda name: "99.0")
     with pytest.raises(OutputError, match=r"dffg was 0\.1\.0 and is 99\.0"):
         run(stopped)
+
+
+def test_unfinished_work_of_other_code_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dffg.run, "fingerprint_of_code", lambda folder: "0" * 64)
+    with pytest.raises(OutputError, match=r"the code of dffg was [0-9a-f]{12} and is 0{12}"):
+        run(stopped)
+
+
+def test_a_fingerprint_of_code_is_of_names_and_bytes(tmp_path: Path) -> None:
+    seen = set()
+    for number, (name, code) in enumerate([("a.py", "x = 1"), ("a.py", "x = 2"), ("b.py", "x = 1")]):
+        folder = tmp_path / str(number) / "inner"
+        folder.mkdir(parents=True)
+        (folder / name).write_text(code)
+        seen.add(dffg.run.fingerprint_of_code(folder.parent))
+    assert len(seen) == 3
+
+
+def test_unfinished_work_of_another_number_of_threads_is_refused(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 99)
+    with pytest.raises(OutputError, match=r"the number of threads was \d+ and is 99"):
+        run(stopped)
+
+
+def test_unfinished_work_in_batches_of_another_size_is_refused(stopped: Path) -> None:
+    """Only where the limit on memory changes them."""
+    limit = 2 * bytes_per_image(tiny_network())
+    with pytest.raises(OutputError, match=r"begun otherwise: batch_size was 4 and is 2\."):
+        run(stopped, memory_limit=limit)
+    with pytest.raises(StopError):
+        run(stopped, memory_limit=2 * limit, on_stage=stop_at("learning"))
 
 
 def test_force_starts_anew(stopped: Path, whole: Result, tmp_path: Path) -> None:

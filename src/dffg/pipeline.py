@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from dffg.batch import fitting
 from dffg.calibration import Calibration, calibration_images, images_beside, noise_images
 from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
@@ -88,6 +89,7 @@ def quantize(
             captured = _captured(model, spec, input_shape, name)
         _refuse_accuracy(captured, evaluation)
         source = "real" if calibration is not None else "synthetic"
+        made_with = synthesis if memory_limit is None else fitting(captured, synthesis, memory_limit)
         run = Run(
             captured=captured,
             out=Path(out),
@@ -98,7 +100,7 @@ def quantize(
             clock=clock,
             progress=progress,
             learning_progress=learning_progress,
-            work=describe_work(captured, synthesis, quantization, learning, data=source, device=where),
+            work=describe_work(captured, made_with, quantization, learning, data=source, device=where),
             device=where,
             memory_limit=memory_limit,
             workers=workers,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,10 +109,18 @@ def unfinished_work(run: Run, force: bool) -> Iterator[None]:
         raise
 
 
+@cache
+def fingerprint_of_code(folder: Path) -> str:
+    """SHA-256 over the Python files of a folder, at any depth: a version number stays while code is worked on."""
+    return fingerprint([(str(path.relative_to(folder)), path.read_bytes()) for path in sorted(folder.rglob("*.py"))])
+
+
 def describe_work(captured: Captured, *configs: Any, **others: Any) -> dict[str, str]:
     """Everything that decides how long work goes, by the names of the options."""
     decisive = {
         "dffg": package_version("dffg"),
+        "the code of dffg": fingerprint_of_code(Path(__file__).parent)[:SHOWN_DIGITS],
+        "the number of threads": torch.get_num_threads(),
         "torch": package_version("torch"),
         "the network": fingerprint(captured.module, captured.spec)[:SHOWN_DIGITS],
         **others,
