@@ -67,6 +67,32 @@ def test_a_real_failure_to_allocate_is_recognised():
     assert finished.returncode == 0, finished.stderr
 
 
+_RUN = """
+import resource, numpy, onnxruntime
+from onnx import TensorProto, helper
+from dffg.batch import is_out_of_memory
+from dffg.export.onnxruntime import session
+values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in "xy"]
+sizes = [helper.make_tensor("size", TensorProto.INT64, [1], [2**33])]
+graph = helper.make_graph([helper.make_node("Expand", ["x", "size"], ["y"])], "large", values[:1], values[1:], sizes)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+opened = session(model.SerializeToString(), sparing=SPARING)
+resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))  # enough for everything else
+try:
+    opened.run(None, {"x": numpy.ones(1, numpy.float32)})
+except Exception as error:
+    raise SystemExit(0 if is_out_of_memory(error) else repr(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space can be limited on Linux")
+@pytest.mark.parametrize("sparing", ["True", "False"])
+def test_a_failure_of_the_runtime_to_allocate_is_recognised(sparing):
+    code = _RUN.replace("SPARING", sparing)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_other_errors_are_not():
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))

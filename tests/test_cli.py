@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,6 +366,40 @@ def test_learning_that_is_interrupted_goes_on_and_ends_the_same(here, learned, m
     assert not kept.exists()
     assert (out / "parameters.npz").read_bytes() == (whole / "parameters.npz").read_bytes()
     assert (out / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+
+
+SHORT_OF_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nmore of it")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SHORT_OF_MEMORY], ids=["Python's", "torch's"])
+def test_memory_that_runs_out_in_learning_is_said_and_what_was_done_is_kept(here, learned, monkeypatch, error):
+    _, whole = learned
+    out, kept = here / "short", here / "short.partial"
+    with monkeypatch.context() as patched:
+        patched.setattr("dffg.quant.learning.finetune", mock.Mock(side_effect=error))
+        ended = run("quantize", *TINY, "--out", out, *QUICK, *LEARNED)
+    assert ended.code == 2
+    assert re.search(r"dffg: memory ran out: .+\nFewer --learning-images .*\n$", ended.err)
+    assert "more of it" not in ended.err
+    assert not out.exists()
+    assert kept.is_dir()
+    assert run("quantize", *TINY, "--out", out, *QUICK, *LEARNED, "--quiet").code == 0
+    assert (out / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+    shutil.rmtree(out)
+
+
+def test_memory_that_runs_out_in_verification_is_said_and_nothing_is_left(here, monkeypatch):
+    before = sorted(here.iterdir())
+    monkeypatch.setattr("dffg.verify.match_simulation", mock.Mock(side_effect=MemoryError))
+    ended = run("quantize", *TINY, "--out", here / "short", *QUICK)
+    assert (ended.code, ended.err.count("memory ran out: MemoryError")) == (2, 1)
+    assert sorted(here.iterdir()) == before
+
+
+def test_other_errors_of_torch_are_bugs(here, monkeypatch):
+    monkeypatch.setattr("dffg.verify.match_simulation", mock.Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("quantize", *TINY, "--out", here / "bug", *QUICK)
 
 
 def test_finetune_goes_on_from_what_quantize_wrote(here, learned):

@@ -13,8 +13,11 @@ from dffg.device import free_bytes
 from dffg.errors import InputError
 
 _BYTES = 4
-# What torch's own allocator says, and oneDNN's.
-_SHORT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
+# What torch's own allocator says, oneDNN's, and the two of ONNX Runtime, whose errors are no RuntimeError.
+_SHORT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "could not create a primitive"),
+    *("Failed to allocate memory", "std::bad_alloc"),
+)
 
 
 def bytes_per_image(captured: Captured) -> int:
@@ -48,6 +51,7 @@ def fitting(captured: Captured, config: SynthesisConfig, limit: int | None = Non
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a processor or an accelerator."""
+    reports = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _SHORT_OF_MEMORY)
+        reports and any(text in str(error) for text in _SHORT_OF_MEMORY)
     )

@@ -14,9 +14,13 @@ from dffg.cli.quantize import finetune, quantize
 from dffg.cli.recipes import recipe
 from dffg.cli.synthesize import synthesize
 from dffg.cli.terminal import INTERRUPTED
-from dffg.errors import DffgError
+from dffg.errors import DffgError, first_line
 
 _SOON = 0.05
+_TAKES_LESS = (
+    "Fewer --learning-images or --images, a smaller --batch-size or --memory-limit, and smaller images (--input) take "
+    "less. Nothing was half written."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,26 +55,32 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    from dffg.batch import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def main() -> None:
     """Entry point: run a command, turn errors into one message and an exit code."""
     sys.unraisablehook = _interrupt_again
     debug = "--debug" in sys.argv
     try:
         code = cli.main(standalone_mode=False)
-    except DffgError as error:
+    except (DffgError, OSError) as error:
         if debug:
             raise
         click.echo(f"dffg: {error}", err=True)
-        code = error.exit_code
-    except OSError as error:
-        if debug:
-            raise
-        click.echo(f"dffg: {error}", err=True)
-        code = DffgError.exit_code
+        code = getattr(error, "exit_code", DffgError.exit_code)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("dffg: interrupted; nothing was written.", err=True)
         code = INTERRUPTED
+    except Exception as error:
+        if debug or not _is_out_of_memory(error):
+            raise
+        click.echo(f"dffg: memory ran out: {first_line(error)}\n{_TAKES_LESS}", err=True)
+        code = DffgError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
