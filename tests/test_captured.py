@@ -140,6 +140,17 @@ def test_an_in_place_relu_on_the_input_leaves_the_input_alone():
     assert torch.allclose(made.module(x), model(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("given", ["module", "program"])
+def test_a_graph_of_more_operations_than_any_network_is_refused_before_work(given, monkeypatch):
+    model = small_conv().eval()
+    if given == "program":
+        model = torch.export.export(model, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: Dim.DYNAMIC},))
+    monkeypatch.setattr("dffg.graph._MOST_OPERATIONS", 9)
+    monkeypatch.setattr("dffg.captured.functional_module", None)
+    with pytest.raises(InputError, match=r"the network has \d+ operations, and at most 9 are taken"):
+        capture(model, spec=SPEC)
+
+
 def test_zero_variance_is_accepted_and_counted():
     model = randomize(small_conv())
     with torch.no_grad():

@@ -123,6 +123,24 @@ def test_an_impossible_synthesis_is_refused_by_name(options):
 
 
 @pytest.mark.parametrize(
+    ("config", "name", "most"),
+    [
+        (SynthesisConfig, "count", 10_000_000),
+        (SynthesisConfig, "batch_size", 100_000),
+        (SynthesisConfig, "steps", 10_000_000),
+        (SynthesisConfig, "variability_samples", 1000),
+        (LearningConfig, "learning_images", 10_000_000),
+        (LearningConfig, "reconstruction_steps", 10_000_000),
+        (LearningConfig, "finetune_steps", 10_000_000),
+    ],
+)
+def test_what_nobody_can_mean_is_refused(config, name, most):
+    assert getattr(config(**{name: most}), name) == most
+    with pytest.raises(InputError, match=f"{name} is {most + 1}; it must be at most {most}"):
+        config(**{name: most + 1})
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"steps": 4, "burn_in": 3},

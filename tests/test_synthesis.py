@@ -14,6 +14,7 @@ from dffg.batch import bytes_per_image
 from dffg.captured import capture
 from dffg.chain import chain_generator, gradient_of, method_of, run_chain
 from dffg.config import VARIABILITIES, SynthesisConfig
+from dffg.errors import InputError
 from dffg.snapshots import chains_needed, passes_per_chain
 from dffg.spec import ImageSpec
 from dffg.starts import start_from_pictures
@@ -457,6 +458,16 @@ def test_a_batch_that_does_not_fit_is_made_smaller_and_said_so():
     )
     assert made.config.batch_size == 4
     assert len(made) == 24
+
+
+def test_more_images_than_memory_are_refused_before_any_is_made(pictures, monkeypatch):
+    monkeypatch.setattr(synthesis, "physical_memory_bytes", lambda: 8 * 4 * math.prod(pictures.spec.shape))
+    assert len(synthesize_set(pictures, config(count=8, batch_size=4))) == 8
+    monkeypatch.setattr(synthesis, "chain_of", None)
+    with pytest.raises(InputError, match=r"9 images of shape .* in batches of 4 take .*; make fewer, or in smaller"):
+        synthesize_set(pictures, config(count=9, batch_size=4))
+    with pytest.raises(InputError, match=r"1 images of shape .* in batches of 9 take"):
+        synthesize_set(pictures, config(count=1, batch_size=9))
 
 
 def test_memory_that_runs_out_all_the_same_halves_the_batch(pictures, monkeypatch):

@@ -21,6 +21,7 @@ from dffg.device import HOST, device_of, moved
 from dffg.ends import columns, examples, inputs_of, join, split
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.functional import functional_module
+from dffg.graph import refuse_endless
 from dffg.patches import describe, patch_sources
 from dffg.spec import ImageSpec, JointSpec
 
@@ -86,6 +87,7 @@ def capture(
         shapes = program_input_shapes(model)
     spec, notes = _complete_spec(spec, shapes)
     program, more_notes = _export(model, example_inputs, spec)
+    refuse_endless(len(program.graph.nodes))
     module = functional_module(program, getattr(model, "input_names", ()))
     batch_norms = find_batch_norms(module)
     _check_weights(module)

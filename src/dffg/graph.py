@@ -9,12 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dffg.errors import InputError
+
 aten = torch.ops.aten
 
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 LINEAR = aten.linear.default
 WEIGHTED = CONVOLUTIONS | {LINEAR}
 BATCH_NORM = aten.batch_norm.default
+# Every layer is a few operations: the deepest published networks have thousands. Each costs milliseconds of every pass.
+_MOST_OPERATIONS = 100_000
+
+
+def refuse_endless(operations: int) -> None:
+    """Raise InputError where a graph has more operations than any network, before time is spent on it."""
+    if operations > _MOST_OPERATIONS:
+        raise InputError(
+            f"the network has {operations} operations, and at most {_MOST_OPERATIONS} are taken; quantize it in parts."
+        )
 
 
 def calls(node: Any, *targets: Any) -> bool:

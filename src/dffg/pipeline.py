@@ -162,6 +162,7 @@ def finetune(
     another that quantizes the same tensors. Stopped work goes on, and `command` is said, as in `quantize`.
     """
     given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
+    LearningConfig(learning_images=images or 0, finetune_steps=steps)  # refuses what nobody can mean, before any work
     command = command or python_call("finetune", quantized, out, steps=steps, **given)
     clock, where = Clock(on_stage), device_named(device)
     with place(Path(out), force):

@@ -329,6 +329,16 @@ def test_truncated_file_is_refused(share: float, content: bytes, tmp_path: Path)
         load_onnx(tmp_path / "model.onnx")
 
 
+def test_a_file_of_more_operations_than_any_network_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    monkeypatch.setattr("dffg.graph._MOST_OPERATIONS", 5)
+    monkeypatch.setattr("dffg.onnx_import.load.OnnxModule", None)
+    with pytest.raises(InputError, match=r"model.onnx: the network has \d+ operations, and at most 5 are taken"):
+        load_onnx(tmp_path / "model.onnx")
+
+
 def test_damaged_file_gives_an_error_that_says_so(content: bytes, tmp_path: Path) -> None:
     """Or a network, where what was hit is a weight."""
     generator = chance.Random(0)

@@ -416,6 +416,25 @@ def test_constants_of_a_computed_shape() -> None:
     assert_as_in_the_runtime(made, random(2, 3, 4, 6))
 
 
+@pytest.mark.parametrize(
+    "made_large",
+    [
+        node("ConstantOfShape", ["size"], ["numbers"]),
+        node("Expand", ["one", "size"], ["numbers"]),
+        node("Range", ["none", "end", "one"], ["numbers"]),
+    ],
+    ids=lambda made: made.op_type,
+)
+def test_a_large_constant_is_refused_before_it_is_made(made_large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dffg.onnx_import.numbers._MOST_ELEMENTS", 8)
+    given = {"size": ints(9), "one": number(1), "none": number(0), "end": number(9)}
+    made = model([made_large, node("Add", ["x", "numbers"], ["y"])], ("batch", 3, 4, 9), given)
+    with pytest.raises(CaptureError, match=rf"in {made_large.op_type} .*: a constant of shape \[9\] is too large"):
+        OnnxModule(made.graph, OPSET)(torch.zeros(1, 3, 4, 9))
+    monkeypatch.setattr("dffg.onnx_import.numbers._MOST_ELEMENTS", 9)
+    OnnxModule(made.graph, OPSET)(torch.zeros(1, 3, 4, 9))
+
+
 def test_every_operator_on_numbers_has_a_case() -> None:
     tried = {made.op_type for nodes, _ in COMPUTED.values() for made in nodes}
     assert set(NUMBER_OPERATORS) - tried == {"Shape", "Reshape", "ConstantOfShape", "Identity"} - tried

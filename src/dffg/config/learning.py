@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dffg.config.options import option, require
+from dffg.config.options import check_most, option, require
 from dffg.config.quantization import QuantizationConfig
 
 
@@ -52,6 +52,8 @@ RECIPES: dict[str, dict[str, int]] = {
     "balanced": {"learning_images": 256, "reconstruction_steps": 250, "finetune_steps": 0},
     "best": {"learning_images": 1024, "reconstruction_steps": 500, "finetune_steps": 200},
 }
+# Beyond these, somebody has mistyped.
+_MOST = {"learning_images": 10_000_000, "reconstruction_steps": 10_000_000, "finetune_steps": 10_000_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class LearningConfig:
         for name in ("learning_images", "reconstruction_steps", "finetune_steps"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"{name} is {value}; it must not be negative.")
+        check_most(self, _MOST)
         require(
             self.learning_seconds is None or self.learning_seconds > 0,
             f"learning_seconds is {self.learning_seconds}, not positive.",

@@ -22,6 +22,13 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def check_most(config: Any, most: dict[str, int]) -> None:
+    """Raise InputError where an option is larger than anyone can mean."""
+    for name, limit in most.items():
+        value = getattr(config, name)
+        require(value is None or value <= limit, f"{name} is {value}; it must be at most {limit}.")
+
+
 def fill(config: Any, name: str, value: Any) -> None:
     """Give an option that was left out its default."""
     if getattr(config, name) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dffg.config.options import check_choices, fill, option, require
+from dffg.config.options import check_choices, check_most, fill, option, require
 
 VARIABILITIES = ("none", "variance-tuning", "random-mask", "random-scale", "input-diversity")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -67,7 +67,7 @@ _KEEP_SNAPSHOTS = ("adam-snapshots",)
 LAYOUTS = ("nchw", "nhwc")
 VALUES = ("inputs", "pixels")
 # Beyond these, somebody has mistyped.
-_MOST = {"count": 10_000_000, "batch_size": 100_000, "steps": 10_000_000}
+_MOST = {"count": 10_000_000, "batch_size": 100_000, "steps": 10_000_000, "variability_samples": 1000}
 
 
 def _tuned(name: str, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -110,8 +110,7 @@ class SynthesisConfig:
             fill(self, name, value)
         for name in ("count", "batch_size", "steps", "keep_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name, most in _MOST.items():
-            require(getattr(self, name) <= most, f"{name} is {getattr(self, name)}; it must be at most {most}.")
+        check_most(self, _MOST)
         harvests = self.is_fast_gradient or self.generator in _KEEP_SNAPSHOTS
         fill(self, "burn_in", self.steps * 3 // 4 if harvests else self.steps - 1)
         require(

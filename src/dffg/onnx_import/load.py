@@ -15,6 +15,7 @@ from torch import Tensor
 from dffg.captured import default_spec
 from dffg.ends import inputs_of
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
+from dffg.graph import refuse_endless
 from dffg.onnx_file import load, spec_of
 from dffg.onnx_import.module import OnnxModule
 from dffg.onnx_import.operators import OLDEST_VERSION
@@ -61,6 +62,7 @@ def _build(model: onnx.ModelProto) -> LoadedOnnx:
     graph, version = model.graph, _version(model)
     kinds = Counter(node.op_type for node in graph.node)
     _refuse_unusable(kinds)
+    refuse_endless(kinds.total())
     inputs = [_sizes(value) for value in _inputs(graph)]
     batch = next((size for size, *_ in inputs if size is not None), None)
     module = OnnxModule(graph, version, batch).eval()

@@ -64,10 +64,25 @@ def _squeeze(value: Numbers, axes: Value | list[int] | None = None) -> Numbers:
 
 def _constant_of_shape(shape: Numbers, *, value: Numbers | None = None) -> Numbers:
     fill = np.zeros(1, dtype=np.float32) if value is None else value
-    sizes = ints(shape)
+    return np.full(_allowed(ints(shape)), fill.reshape(-1)[0])
+
+
+def _allowed(sizes: list[int]) -> list[int]:
+    """The sizes of an array that can be made."""
     if math.prod(sizes) > _MOST_ELEMENTS:
         raise NotImplementedError(f"a constant of shape {sizes} is too large")
-    return np.full(sizes, fill.reshape(-1)[0])
+    return sizes
+
+
+def _expand(value: Numbers, shape: Value | list[int]) -> Numbers:
+    sizes = np.broadcast_shapes(value.shape, ints(shape))
+    return np.array(np.broadcast_to(value, _allowed(list(sizes))))
+
+
+def _range(start: Numbers, limit: Numbers, delta: Numbers) -> Numbers:
+    first, last, step = start.item(), limit.item(), delta.item()
+    _allowed([math.ceil((last - first) / step)])
+    return np.arange(first, last, step)
 
 
 def _reduce_product(value: Numbers, axes: Value | list[int] | None = None, *, keepdims: int = 1) -> Any:
@@ -95,8 +110,8 @@ NUMBER_OPERATORS: dict[str, Callable[..., Any]] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Reshape": lambda value, shape, *, allowzero=0: value.reshape(ints(shape)),
-    "Expand": lambda value, shape: np.array(np.broadcast_to(value, np.broadcast_shapes(value.shape, ints(shape)))),
+    "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,
-    "Range": lambda start, limit, delta: np.arange(start.item(), limit.item(), delta.item()),
+    "Range": _range,
     "ReduceProd": _reduce_product,
 }
