@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from dffg import recipe
-from dffg.checkpoint import Checkpoint, sealed
+from dffg.checkpoint import Checkpoint, refuse_other_work, sealed
+from dffg.cli.quantize import quantize
 from dffg.errors import DffgError
-from dffg.evaluation.data import load_data
+from dffg.evaluation.data import Data, load_data
 from dffg.fold import fold_batch_norms
 from dffg.images import SyntheticSet
+from dffg.jobs import read_jobs
 from dffg.models import load_model
+from dffg.pipeline import evaluate
 from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters
 from dffg.report.result import load_report
@@ -74,6 +77,16 @@ def checkpoint(path: Path) -> None:
         raise DffgError
 
 
+def work(path: Path) -> None:
+    """What cannot be read says nothing; what could be is of other work."""
+    refuse_other_work(path.parent, {"bits": "W4A4"})
+    raise DffgError
+
+
+def evaluated(path: Path) -> Any:
+    return evaluate(path, Data(source=np.zeros((1, *SPEC.shape), np.float32), labels=np.zeros(1, np.int64), spec=SPEC))
+
+
 PLACES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "program": ("network.pt2", lambda path: load_model(str(path))),
     "onnx": ("network.onnx", lambda path: load_model(str(path))),
@@ -81,11 +94,22 @@ PLACES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "weights.safetensors": ("weights.safetensors", lambda path: load_weights(small_conv(), path)),
     "data": ("data.npz", lambda path: load_data(path, SPEC, labelled=True)),
     "calibration": ("data.npz", lambda path: load_data(path, SPEC, labelled=False)),
+    "data.safetensors": ("data.safetensors", lambda path: load_data(path, SPEC, labelled=True)),
+    "picture": (
+        "picture.png",
+        lambda path: list(load_data(path.parent, SPEC, labelled=False).batches()),
+    ),
     "labels": ("labels.csv", lambda path: load_data(path.parent, SPEC, labelled=True)),
+    "images.safetensors": ("images.safetensors", SyntheticSet.load),
+    "evaluate.pt2": ("model.pt2", evaluated),
+    "evaluate.onnx": ("model.onnx", evaluated),
+    "evaluate.xml": ("model.xml", evaluated),
     "images": ("images.npz", SyntheticSet.load),
     "parameters": ("parameters.npz", parameters),
     "report": ("report.json", load_report),
     "recipe": ("recipe.yaml", lambda path: recipe.read(path, {})),
+    "jobs": ("jobs.yaml", lambda path: read_jobs(path, dict(recipe.recipe_parameters(quantize)))),
+    "work": ("work.json", work),
     "checkpoint": ("chain-0.pt", checkpoint),
 }
 

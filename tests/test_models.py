@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from torch import nn
 from torch.export import Dim
 
 from dffg.captured import capture
-from dffg.errors import CaptureError, InputError
+from dffg.errors import CaptureError, DffgError, InputError
 from dffg.models import Loaded, load_model, refuse_code
 from dffg.weights import load_weights
 from tests.networks import inputs, randomize, small_conv
@@ -533,6 +534,32 @@ def test_ordinary_archive_is_loaded(tmp_path, archive, trust):
     images = inputs((3, 8, 8), count=5)
     expected = randomize(small_conv())(images)
     torch.testing.assert_close(capture(loaded.model, spec=loaded.spec).module(images), expected)
+
+
+@pytest.mark.parametrize("share", np.linspace(0, 0.99, 20))
+@pytest.mark.filterwarnings("ignore")
+def test_truncated_archive_is_refused(tmp_path, archive, share):
+    path = write_archive(tmp_path / "network.pt2", archive)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=r"network\.pt2 is not a readable torch\.export archive"):
+        load_model(str(path))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_archive_is_refused_or_loaded(tmp_path, archive):
+    """Loaded where what was hit is read by nobody."""
+    path, generator = write_archive(tmp_path / "network.pt2", archive), random.Random(0)
+    content, refused = path.read_bytes(), 0
+    for place in generator.sample(range(len(content)), 40):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = load_model(str(path))
+            capture(loaded.model, spec=loaded.spec)
+        except DffgError:
+            refused += 1
+    assert refused > 20
 
 
 def test_archive_with_a_fixed_batch_says_how_to_export(tmp_path):
