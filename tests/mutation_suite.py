@@ -1,8 +1,8 @@
 """Change the arithmetic, one operator or number at a time, and see the tests fail: python -m tests.mutation_suite.
 
-Needs `pip install cosmic-ray`, which makes the changes. They are tried in a copy of the project, each in a process
-forked from this one, where torch and everything else that the tests import of other packages is loaded once; the tests
-of a module take a second or a few. What survives is printed, to be read: some changes, like that of a constant that
+cosmic-ray makes the changes. They are tried in a copy of the project, each in a process forked from this one, where
+torch and everything else that the tests import of other packages is loaded once; the tests of a module take a second or
+a few. What survives is printed, to be read: some changes, like that of a constant that
 only guards a division, change nothing that one could see.
 
 Of the changes of an operator only those into its relatives are tried (+ and -, < and <= and >=), since all others are
