@@ -8,8 +8,6 @@ import multiprocessing
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +23,7 @@ from dffg.output import claimed
 from dffg.pipeline import quantize
 from dffg.report.result import PAGE_FILE, Result
 from dffg.spec import ImageSpec
+from tests.interrupt_suite import interrupt
 from tests.kill_suite import tiny
 from tests.networks import captured
 
@@ -247,39 +246,26 @@ def test_a_directory_that_is_removed_meanwhile(tmp_path: Path, whole: Result, st
 
 # Ctrl-C
 
-INTERRUPTED_IN = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from dffg.cli.main import main
-import dffg.report.progress
-
-begin = dffg.report.progress.ProgressView.stage
+TINY = ("quantize", "tests.kill_suite:tiny", "--input", "3x8x8", "--images", "8", "--steps", "4")
+LEARNED = ("--bits", "W4A4", "--learning-images", "8", "--reconstruction-steps", "1000", "--finetune-steps", "1000")
 
 
-def stage(view, name):
-    begin(view, name)
-    if name == STAGE:
-        os.write(2, b"now\\n")
-        signal.setitimer(signal.ITIMER_REAL, AFTER)
-
-
-signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-dffg.report.progress.ProgressView.stage = stage
-main()
-"""
-
-
-@pytest.mark.parametrize(("stage", "after"), [("capture", 0.05), ("export", 0.3)])
-def test_an_interrupted_run_says_so_in_one_line(tmp_path: Path, stage: str, after: float) -> None:
-    code = INTERRUPTED_IN.replace("STAGE", repr(stage)).replace("AFTER", str(after))
-    options = ("--input", "3x8x8", "--images", "8", "--steps", "4", "--out", str(tmp_path / "out"), "--quiet")
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "quantize", "tests.kill_suite:tiny", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert ended.returncode == 130, ended.stderr
-    assert ended.stderr.partition("now\n")[2].strip() == "dffg: interrupted; nothing was written."
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("stage", "after", "options"),
+    [
+        ("capture", 0.05, ()),
+        ("export", 0.3, ()),
+        ("verify", 0.0, ()),
+        ("learning", 0.3, LEARNED),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_interrupted_run_says_so_in_one_line(
+    tmp_path: Path, stage: str, after: float, options: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    ended = interrupt(stage, after, [*TINY, "--out", str(out), *options])
+    kept = f"{out}.partial has what was done, and the same command goes on from there"
+    assert ended.code == 130, ended.said
+    assert ended.said.strip() == f"dffg: interrupted; {kept if options else 'nothing was written'}."
+    assert [path.name for path in tmp_path.iterdir()] == (["out.partial"] if options else [])
