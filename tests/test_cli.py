@@ -534,6 +534,33 @@ def test_an_option_that_a_generator_does_not_have_is_refused(here):
     refused(ended, "decay is not an option of the generator zeroq")
 
 
+@pytest.mark.parametrize("name", ["whole.npz", "whole.npy", "whole"])
+def test_synthesis_that_is_interrupted_goes_on_and_ends_the_same(here, monkeypatch, name):
+    many = ("--images", "12", "--batch-size", "2", "--steps", "4")
+    assert run("synthesize", *TINY, "--out", here / name, *many).code == 0
+    out, kept = here / f"stopped-{name}", here / f"stopped-{name}.partial"
+
+    def interrupt(view, progress):
+        seen.append(progress.chain)
+        if progress.chain == stopping:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("dffg.report.progress.ProgressView.update", interrupt)
+    seen, stopping = [], 3
+    ended = run("synthesize", *TINY, "--out", out, *many)
+    assert (ended.code, out.exists()) == (130, False)
+    assert f"{kept} has what was done, and the same command goes on from there" in ended.err
+    ended = run("synthesize", *TINY, "--out", out, *many, "--seed", "1")
+    assert ended.code == 2
+    assert "begun otherwise: seed was 0 and is 1" in ended.err
+    seen, stopping = [], None
+    assert run("synthesize", *TINY, "--out", out, *many).code == 0
+    assert min(seen) == 3
+    assert not kept.exists()
+    same = tree if out.is_dir() else Path.read_bytes
+    assert same(out) == same(here / name)
+
+
 def test_synthesize_writes_pictures(here):
     out = here / "pictures"
     ended = run("synthesize", *TINY, "--out", out, *QUICK)

@@ -105,7 +105,7 @@ def quantize(
             memory_limit=memory_limit,
             workers=workers,
         )
-        with unfinished_work(run, force):
+        with unfinished_work(run.out, run.work, force):
             return _quantize(run, synthesis, quantization, learning, calibration)
 
 
@@ -189,7 +189,7 @@ def finetune(
             ),
             device=where,
         )
-        with unfinished_work(run, force):
+        with unfinished_work(run.out, run.work, force):
             return _finetune(run, Path(quantized), earlier, quantization, synthesis, steps, images)
 
 

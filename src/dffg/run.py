@@ -14,6 +14,7 @@ import torch
 
 from dffg.captured import Captured
 from dffg.checkpoint import Checkpoint, fingerprint, refuse_other_work
+from dffg.config import SynthesisConfig
 from dffg.device import HOST
 from dffg.errors import DffgError, OutputError
 from dffg.evaluation.data import Data
@@ -94,19 +95,32 @@ def place(out: Path, force: bool) -> Iterator[None]:
 
 
 @contextmanager
-def unfinished_work(run: Run, force: bool) -> Iterator[None]:
+def unfinished_work(out: Path, work: dict[str, str], force: bool) -> Iterator[None]:
     """Go on from what was kept of the same work; work that cannot go on as asked leaves nothing behind.
 
     Work that is stopped, or for which the disk has no room, keeps what it has done.
     """
-    refuse_other_work(unfinished_directory(run.out), run.work, anew=force)
+    directory = unfinished_directory(out)
+    refuse_other_work(directory, work, anew=force)
     try:
         yield
     except OutputError:
         raise
     except DffgError:
-        run.kept().remove()
+        Checkpoint(directory, "").remove()
         raise
+
+
+@contextmanager
+def unfinished_images(
+    captured: Captured, out: Path, config: SynthesisConfig, *, device: torch.device, force: bool
+) -> Iterator[Checkpoint]:
+    """Where images that are made for their own sake are kept until they are written to `out` within."""
+    work = describe_work(captured, config, device=device)
+    kept = Checkpoint(unfinished_directory(out), fingerprint(captured.module, config), work)
+    with unfinished_work(out, work, force):
+        yield kept
+    kept.remove()
 
 
 @cache

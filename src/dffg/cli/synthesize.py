@@ -10,7 +10,7 @@ import click
 
 from dffg.cli.network import captured_from, load
 from dffg.cli.options import config_options, device_option, memory_option, model_options, output_options, worker_options
-from dffg.cli.terminal import console_for, progress_on, workers_for
+from dffg.cli.terminal import console_for, progress_on, says_what_is_kept, workers_for
 from dffg.config import ArrayConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.recipe import recipe_option
@@ -50,15 +50,27 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         loaded, spec, _ = load(options, quiet)
         check_array(spec, form)
         from dffg.device import device_named
+        from dffg.run import unfinished_images
         from dffg.synthesis import synthesize_set
 
-        captured = captured_from(loaded, spec, view).on(device_named(options["device"]))
+        captured, where = captured_from(loaded, spec, view), device_named(options["device"])
         config, limit = options["SynthesisConfig"], options["memory_limit"]
-        with workers_for(options["ray"], options["workers"], view) as workers:
+        with (
+            says_what_is_kept(out),
+            unfinished_images(captured, out, config, device=where, force=force) as kept,
+            workers_for(options["ray"], options["workers"], view) as workers,
+        ):
             view.stage("synthesis")
-            made = synthesize_set(captured, config, progress=view.update, memory_limit=limit, workers=workers)
-        with staged_file(out) if is_file else staged_directory(out) as target:
-            _save(made, target, form)
+            made = synthesize_set(
+                captured.on(where),
+                config,
+                progress=view.update,
+                checkpoint=kept,
+                memory_limit=limit,
+                workers=workers,
+            )
+            with staged_file(out) if is_file else staged_directory(out) as target:
+                _save(made, target, form)
     if as_json:
         click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
     elif not quiet:
