@@ -7,7 +7,7 @@ import pytest
 from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
-from dffg.evaluation.metrics import agreement, compare, kl_divergence, score, sqnr_db, standard_error, top1
+from dffg.evaluation.metrics import agreement, compare, kl_divergence, score, sqnr_db, standard_error, top1, why_broken
 
 
 @pytest.fixture
@@ -121,3 +121,16 @@ def test_sqnr_without_noise_or_signal():
 def test_sqnr_adds_up_in_double_precision():
     reference = np.full(2**20, 1e3, dtype=np.float32)
     assert sqnr_db(reference, reference + np.float32(0.125)) == pytest.approx(20 * math.log10(1e3 / 0.125), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (8, 1, 4)], ids=str)
+def test_an_answer_of_one_class_is_broken_where_noise_is_as_large(shape):
+    """Agreement says nothing there: the largest of one is always the same."""
+    reference = np.random.default_rng(0).normal(size=shape)
+    assert why_broken(reference, 1.9 * reference) is None
+    assert why_broken(reference, 2.1 * reference) == "its answer has as much noise as signal"
+
+
+def test_noise_alone_does_not_break_what_picks_a_class():
+    reference = np.random.default_rng(0).normal(size=(64, 4))
+    assert why_broken(reference, 3 * reference) is None

@@ -89,11 +89,14 @@ def why_broken(reference: Outputs, outputs: Outputs) -> str | None:
 
     Answers that are not finite, the same for all examples, or the float network's class in less than half of the
     examples and not more often than by chance: Cohen's kappa (1960), (agreement - chance) / (1 - chance), below 0.1.
+    Where there is one class, and so nothing to agree on: answers of as much noise as signal.
     """
     if not np.isfinite(outputs).all():
         return "it answers NaN or infinite values"
     if np.ptp(reference, axis=0).any() and not np.ptp(outputs, axis=0).any():
         return "it answers the same to every input"
+    if outputs.shape[1] == 1 and sqnr_db(reference, outputs) <= 0:
+        return "its answer has as much noise as signal"
     agreed, chance = agreement(reference, outputs), _agreement_by_chance(top1(reference), top1(outputs))
     if agreed < _MOST_BROKEN_AGREEMENT and agreed - chance < _LEAST_KAPPA * (1 - chance):
         return f"it agrees with the float network in {agreed:.0%} of the examples, which is chance"
