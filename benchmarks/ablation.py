@@ -132,6 +132,22 @@ CHANGES: dict[str, Change] = {
         replace=variants.with_parts(step=lambda *_: variants.raw_gradient_step),
     ),
     "half size first": Change(factor="resolution", replace=variants.with_parts(vary=variants.HalfResolutionFirst)),
+    # Beside the loss that synthesis runs, slack included.
+    **{
+        f"every second place of maps above {size}x{size}": Change(
+            factor="sampling",
+            beside="slack 0.2",
+            options={"slack": 0.2},
+            replace=variants.with_parts(objective=variants.sampled_statistics(size**2)),
+        )
+        for size in (10, 28)
+    },
+    "plain formulation": Change(
+        factor="formulation",
+        beside="slack 0.2",
+        options={"slack": 0.2},
+        replace=variants.with_parts(objective=variants.plain_formulation),
+    ),
 }
 PICTURES_ONLY = ("one view a batch", "views at full strength", "gradient blurred", "image blurred", "half size first")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dffg.baselines.dgh import smooth
@@ -14,10 +15,12 @@ from dffg.bounds import Bounds, input_bounds
 from dffg.captured import Captured
 from dffg.chain import Method
 from dffg.config import SynthesisConfig
-from dffg.objective import distance
-from dffg.probe import LayerStatistics, Probe
+from dffg.graph import calls
+from dffg.objective import Objective, distance
+from dffg.probe import LayerStatistics, Probe, moments, passed_with_moments
 from dffg.spec import ImageSpec
 from dffg.starts import start_from_noise
+from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from dffg.update import momentum_sign_step
 from dffg.variability import GradientAt, VariabilityOptions, input_diversity, none, random_view
 
@@ -114,6 +117,73 @@ class RunningMix:
             (share * a + (1 - share) * c, share * b + (1 - share) * d) for (a, b), (c, d) in zip(now, past, strict=True)
         ]
         self._chains += 1
+
+
+def plain_formulation(captured: Captured, config: SynthesisConfig) -> Callable[[Tensor], Tensor]:
+    """Our loss as `statistics.py` writes it, by autograd on the network as it was captured."""
+    network, per_image = batch_norm_inputs(captured), config.statistics == "image"
+
+    def loss(images: Tensor) -> Tensor:
+        return batch_norm_statistics_loss(
+            captured.batch_norms, network(images), per_image=per_image, slack=config.slack
+        )
+
+    return loss
+
+
+def sampled_statistics(largest: int) -> Callable[[Captured, SynthesisConfig], Objective]:
+    """Our loss, where maps of more places than `largest` are measured at every second row and column."""
+
+    def make(captured: Captured, config: SynthesisConfig) -> Objective:
+        objective = Objective(captured, per_image=config.statistics == "image", slack=config.slack)
+        network = objective._probe._network  # how its layers are measured is no option of the library
+        for node in network.graph.nodes:
+            if calls(node, passed_with_moments):
+                node.target, node.args = passed_with_sampled_moments, (*node.args, largest)
+        network.recompile()
+        return objective
+
+    return make
+
+
+def passed_with_sampled_moments(
+    activation: Tensor, per_image: bool, owned: bool, largest: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `passed_with_moments`, of a fourth of the places where there are more than `largest`."""
+    step = 2 if activation[0, 0].numel() > largest else 1
+    passed, mean, var = _SampledMoments.apply(activation, per_image, owned, step)
+    return passed, mean, var
+
+
+class _SampledMoments(torch.autograd.Function):
+    """As `Moments`; their gradient is added where they were measured and nowhere else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, activation: Tensor, per_image: bool, owned: bool, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = moments(_sample(activation, step), per_image)
+        ctx.save_for_backward(activation, mean)
+        ctx.owned, ctx.step = owned, step
+        return activation, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_passed: Tensor, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor, None, None, None]:
+        activation, mean = ctx.saved_tensors
+        seen = _sample(activation, ctx.step)
+        count = seen.numel() // mean.numel()
+        slope = 2 * d_var / count
+        offset = d_mean / count - slope * mean
+        shape = (-1 if mean.dim() == 2 else 1, seen.shape[1], *[1] * (seen.dim() - 2))
+        gradient = d_passed if ctx.owned else d_passed.clone()
+        _sample(gradient, ctx.step).add_(offset.reshape(shape)).addcmul_(seen, slope.reshape(shape))
+        return gradient, None, None, None
+
+
+def _sample(activation: Tensor, step: int) -> Tensor:
+    """Every n-th place of each axis behind the channels."""
+    return activation[(slice(None), slice(None), *[slice(None, None, step)] * (activation.dim() - 2))]
 
 
 # Steps, views, starts
