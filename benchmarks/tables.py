@@ -170,9 +170,21 @@ def _time(record: dict[str, Any], name: str) -> str:
 STEP_PARTS = ("reference", "fast, bfloat16", "fast, compiled", "zeroq", "mct")
 
 
-def steps() -> list[dict[str, Any]]:
-    """The last measurement of one pass for every network, resolution, batch size and number of threads."""
-    return latest(records.read("step"), ("network", "size", "batch", "threads"))
+SETTING_OF_A_STEP = ("network", "size", "batch", "threads")
+OF_PARTS = ("seconds", "times_floor")
+
+
+def steps() -> Records:
+    """One pass for every network, resolution, batch size and number of threads; of each part its last measurement.
+
+    A run may measure some parts only. A ratio is to the convolutions of the run that it was measured in.
+    """
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in records.read("step"):
+        setting = tuple(record[name] for name in SETTING_OF_A_STEP)
+        earlier = merged.get(setting, {})
+        merged[setting] = {**record, **{name: {**earlier.get(name, {}), **record[name]} for name in OF_PARTS}}
+    return list(merged.values())
 
 
 def step_table() -> str:

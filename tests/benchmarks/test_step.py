@@ -57,3 +57,12 @@ def test_the_table_shows_the_last_measurement_of_every_setting(monkeypatch):
         "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | - | - | - | - |",
         "| net, 32 | 64 | 1 | 200 ms | 2.50x | 128.0 | - | - | - | - | 5.00x |",
     ]
+
+
+def test_what_the_last_run_left_out_is_that_of_an_earlier_one(monkeypatch):
+    setting = {"network": "net", "size": 32, "batch": 64, "threads": 2}
+    whole = {**setting, **step.describe([{"floor": 0.2, "fast": 0.4, "fast, bfloat16": 0.3, "zeroq": 0.6}])}
+    part = {**setting, **step.describe([{"floor": 0.1, "fast": 0.16, "zeroq": 0.25}])}
+    monkeypatch.setattr(tables.records, "read", lambda suite: [whole, part])
+    (line,) = tables.step_table().splitlines()[2:]
+    assert line == "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | 1.50x | - | 2.50x | - |"
