@@ -168,9 +168,18 @@ def run_growth(networks: list[str], counts: list[int], threads: int) -> None:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--parts", default=";".join(step.PARTS), callback=lambda c, p, value: value.split(";"), show_default=True)
-def run_step(networks: list[str], batch: int, size: int | None, threads: int, rounds: int, parts: list[str]) -> None:
+@device
+def run_step(
+    networks: list[str],
+    batch: int,
+    size: int | None,
+    threads: int,
+    rounds: int,
+    parts: list[str],
+    device: torch.device,
+) -> None:
     """Seconds of one pass of synthesis beside those of its convolutions alone."""
-    step.run_suite(networks, batch, size, threads, rounds, parts)
+    step.run_suite(networks, batch, size, threads, rounds, parts, device)
 
 
 @main.command("targets")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks import arena_tables, effort, mixed, records, tables
 from benchmarks.networks import REAL
 from benchmarks.tables import mean_and_deviation
+from dffg.device import CPU
 
 THEMES = {
     "light": {"text": "#24292f", "grid": "#d0d7de", "ours": "#cf222e", "real": "#1a7f37", "noise": "#6e7781"},
@@ -224,7 +225,7 @@ def effort_curve(theme: str) -> Figure:
 
 def roofline(theme: str) -> Figure:
     """Arithmetic per second against arithmetic per byte, below what the machine can do."""
-    colors, shown = THEMES[theme], tables.steps()
+    colors, shown = THEMES[theme], _steps_here()
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot()
     if not shown:
@@ -251,6 +252,11 @@ def roofline(theme: str) -> Figure:
     return figure
 
 
+def _steps_here() -> list[dict[str, Any]]:
+    """Those of one roof: what the processor has done."""
+    return [record for record in tables.steps() if record["device"] == CPU]
+
+
 def _draw_roof(axes: Axes, shown: list[dict[str, Any]], colors: dict[str, str]) -> None:
     threads = max(record["threads"] for record in shown)
     peaks = [record for record in shown if record["threads"] == threads]
@@ -275,7 +281,7 @@ _SHOWN: dict[str, Callable[[], list[Any]]] = {
     "time": lambda: panels(seconds_of),
     "frontier": lambda: [mixed.frontiers()],
     "effort": lambda: [effort.curves()],
-    "roofline": tables.steps,
+    "roofline": _steps_here,
 }
 
 

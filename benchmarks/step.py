@@ -4,7 +4,9 @@ floor      the network's convolutions and linear layers alone, forward and backw
 reference  the loss as `statistics.py` writes it, on the network as it was captured, by autograd
 fast       what synthesis runs
 zeroq      an iteration of Adam on ZeroQ's loss, on the same folded network
-mct        an iteration of Sony MCT, where its environment is there
+mct        an iteration of Sony MCT, where its environment is there; on a CPU only
+
+On CUDA all but the last two are recorded once and replayed, as synthesis is.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,12 @@ from dffg.baselines import chain_of
 from dffg.captured import Captured, capture
 from dffg.chain import chain_generator, gradient_of
 from dffg.config import SynthesisConfig
-from dffg.device import channels_last
+from dffg.device import HOST, channels_last, described, finish_on, in_bfloat16
 from dffg.fold import fold_batch_norms
 from dffg.graph import LINEAR, WEIGHTED, argument, calls
 from dffg.memory import reused_memory
 from dffg.objective import Objective
+from dffg.replay import Replayed
 from dffg.starts import start_from_noise
 from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 
@@ -44,20 +48,28 @@ PARTS = (FLOOR, REFERENCE, FAST, ZEROQ, MCT)
 _MCT_ITERATIONS = 10
 _BYTES = 4
 _PEAK_SIZE = 2048
-_WARM_UP = 3
+# On CUDA the fourth call of a part is recorded.
+_WARM_UP = 4
 
 Part = Callable[[], float]
 
 
-def run_suite(networks: list[str], batch: int, size: int | None, threads: int, rounds: int, parts: list[str]) -> None:
-    """Measure every network at one batch size, resolution and number of threads."""
+def run_suite(
+    networks: list[str],
+    batch: int,
+    size: int | None,
+    threads: int,
+    rounds: int,
+    parts: list[str],
+    device: torch.device = HOST,
+) -> None:
+    """Measure every network at one batch size, resolution and number of threads, or on a device."""
     torch.set_num_threads(threads)
     for benchmark in load_benchmarks(networks):
         spec = benchmark.spec if size is None else replace(benchmark.spec, shape=(benchmark.spec.shape[0], size, size))
-        captured = capture(benchmark.model, spec=spec)
-        images = channels_last(
-            start_from_noise(SynthesisConfig(batch_size=batch), spec, chain_generator(seed=0, chain=0))
-        )
+        captured = capture(benchmark.model, spec=spec).on(device)
+        generator = chain_generator(seed=0, chain=0)
+        images = channels_last(start_from_noise(SynthesisConfig(batch_size=batch), spec, generator, device))
         layers = Layers(captured, images)
         records.append(
             SUITE,
@@ -66,11 +78,12 @@ def run_suite(networks: list[str], batch: int, size: int | None, threads: int, r
                 "batch": batch,
                 "size": spec.shape[-1],
                 "threads": threads,
+                "device": described(device),
                 **describe(measure(_parts(benchmark, captured, images, layers, parts), rounds)),
                 "flops": layers.flops(),
                 "bytes": layers.bytes,
-                "peak_flops": _peak_flops(),
-                "peak_bytes": _peak_bytes(),
+                "peak_flops": _peak_flops(device),
+                "peak_bytes": _peak_bytes(device),
             },
         )
         shown = records.read(SUITE)[-1]
@@ -108,14 +121,15 @@ def describe(taken: list[dict[str, float]]) -> dict[str, Any]:
 def _parts(
     benchmark: Benchmark, captured: Captured, images: Tensor, layers: Layers, names: list[str]
 ) -> dict[str, Part]:
+    device, timed = captured.device, partial(_timed, device=captured.device)
     makers: dict[str, Callable[[], Part]] = {
-        FLOOR: lambda: _timed(layers.run),
-        REFERENCE: lambda: _timed(_reference(captured, images)),
-        FAST: lambda: _timed(_fast(captured, images)),
-        VARIANTS[0]: lambda: _timed(_in_bfloat16(_fast(captured, images))),
-        VARIANTS[1]: lambda: _timed(_compiled(captured, images)),
-        ZEROQ: lambda: _Iterations(captured, len(images)),
-        MCT: lambda: _peer(benchmark, len(images)),
+        FLOOR: lambda: timed(layers.run),
+        REFERENCE: lambda: timed(_reference(captured, images)),
+        FAST: lambda: timed(_fast(captured, images)),
+        VARIANTS[0]: lambda: timed(_in_bfloat16(_fast(captured, images), device)),
+        VARIANTS[1]: lambda: timed(_compiled(captured, images)),
+        ZEROQ: lambda: timed(_iterations(captured, len(images))),
+        MCT: lambda: _peer(benchmark, len(images), device),
     }
     chosen: dict[str, Part] = {}
     for name in names:
@@ -126,10 +140,12 @@ def _parts(
     return chosen
 
 
-def _timed(work: Callable[[], Any]) -> Part:
+def _timed(work: Callable[[], Any], device: torch.device) -> Part:
     def seconds() -> float:
+        finish_on(device)
         started = time.perf_counter()
         work()
+        finish_on(device)
         return time.perf_counter() - started
 
     return seconds
@@ -142,19 +158,25 @@ class Layers:
         recorder = _Recorder(fold_batch_norms(captured))
         with torch.no_grad():
             recorder.run(images)
-        self._calls = recorder.recorded
+        self._calls, self._images = recorder.recorded, images
+        self._replayed = Replayed(self._run)
 
     def run(self) -> None:
         """All of them, forward, and backward to the input."""
-        with torch.no_grad():
-            for node, arguments, result in self._calls:
-                node.target(*arguments)  # type: ignore[operator]
-                _backward_to_input(node, arguments, result)
+        self._replayed(self._images)
+
+    @torch.no_grad()
+    def _run(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What it returns is of no interest; their inputs are those of these images already."""
+        for node, arguments, result in self._calls:
+            node.target(*arguments)  # type: ignore[operator]
+            _backward_to_input(node, arguments, result)
+        return (images,)
 
     def flops(self) -> int:
         """Multiplications and additions of a run."""
         with FlopCounterMode(display=False) as counter:
-            self.run()
+            self._run(self._images)
         return int(counter.get_total_flops())
 
     @property
@@ -194,9 +216,9 @@ def _backward_to_input(node: fx.Node, arguments: tuple[Any, ...], gradient: Tens
 
 
 def _reference(captured: Captured, images: Tensor) -> Callable[[], Any]:
-    network = batch_norm_inputs(captured)
-    contiguous = images.contiguous()
-    return lambda: gradient_of(lambda seen: batch_norm_statistics_loss(captured.batch_norms, network(seen)))(contiguous)
+    network, contiguous = batch_norm_inputs(captured), images.contiguous()
+    gradient_at = gradient_of(lambda seen: batch_norm_statistics_loss(captured.batch_norms, network(seen)))
+    return lambda: gradient_at(contiguous)
 
 
 def _fast(captured: Captured, images: Tensor) -> Callable[[], Any]:
@@ -204,9 +226,9 @@ def _fast(captured: Captured, images: Tensor) -> Callable[[], Any]:
     return lambda: gradient_at(images)
 
 
-def _in_bfloat16(work: Callable[[], Any]) -> Callable[[], Any]:
+def _in_bfloat16(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
     def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bfloat16(device):
             work()
 
     return run
@@ -217,20 +239,16 @@ def _compiled(captured: Captured, images: Tensor) -> Callable[[], Any]:
     return lambda: gradient_at(images)
 
 
-class _Iterations:
+def _iterations(captured: Captured, batch: int) -> Callable[[], Any]:
     """Adam on ZeroQ's loss, one iteration a call."""
-
-    def __init__(self, captured: Captured, batch: int) -> None:
-        config = SynthesisConfig(generator="zeroq", batch_size=batch, count=batch)
-        self._chains = itertools.chain.from_iterable(chain_of(captured, config)(index) for index in itertools.count())
-
-    def __call__(self) -> float:
-        started = time.perf_counter()
-        next(self._chains)
-        return time.perf_counter() - started
+    config = SynthesisConfig(generator="zeroq", batch_size=batch, count=batch)
+    visits = itertools.chain.from_iterable(chain_of(captured, config)(index) for index in itertools.count())
+    return lambda: next(visits)
 
 
-def _peer(benchmark: Benchmark, batch: int) -> Part:
+def _peer(benchmark: Benchmark, batch: int, device: torch.device) -> Part:
+    if device != HOST:
+        raise mct.PeerUnavailable("it is timed on the CPU")
     mct.make_environment()
 
     def seconds() -> float:
@@ -249,19 +267,19 @@ def _peer(benchmark: Benchmark, batch: int) -> Part:
     return seconds
 
 
-def _peak_flops() -> float:
+def _peak_flops(device: torch.device) -> float:
     """What a large matrix product reaches, per second."""
-    a, b = torch.rand(_PEAK_SIZE, _PEAK_SIZE), torch.rand(_PEAK_SIZE, _PEAK_SIZE)
-    return 2 * _PEAK_SIZE**3 / min(_repeated(lambda: a @ b))
+    a, b = (torch.rand(_PEAK_SIZE, _PEAK_SIZE, device=device) for _ in range(2))
+    return 2 * _PEAK_SIZE**3 / min(_repeated(lambda: a @ b, device))
 
 
-def _peak_bytes() -> float:
+def _peak_bytes(device: torch.device) -> float:
     """What copying a tensor that no cache holds reaches, read and written, per second."""
-    source = torch.rand(64 * 2**20)
+    source = torch.rand(64 * 2**20, device=device)
     target = torch.empty_like(source)
-    return 2 * _BYTES * source.numel() / min(_repeated(lambda: target.copy_(source)))
+    return 2 * _BYTES * source.numel() / min(_repeated(lambda: target.copy_(source), device))
 
 
-def _repeated(work: Callable[[], Any]) -> Iterator[float]:
-    part = _timed(work)
+def _repeated(work: Callable[[], Any], device: torch.device) -> Iterator[float]:
+    part = _timed(work, device)
     return (part() for _ in range(5))

@@ -159,9 +159,7 @@ class _SampledMoments(torch.autograd.Function):
     """As `Moments`; their gradient is added where they were measured and nowhere else."""
 
     @staticmethod
-    def forward(
-        ctx: Any, activation: Tensor, per_image: bool, owned: bool, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, activation: Tensor, per_image: bool, owned: bool, step: int) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = moments(_sample(activation, step), per_image)
         ctx.save_for_backward(activation, mean)
         ctx.owned, ctx.step = owned, step

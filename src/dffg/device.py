@@ -53,6 +53,12 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == CUDA else psutil.virtual_memory().available
 
 
+def finish_on(device: torch.device) -> None:
+    """Wait until a device has computed all that it was asked for; a CPU has when a call returns."""
+    if device.type == CUDA:
+        torch.cuda.synchronize(device)
+
+
 def moved(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     """A graph with all that it reads on a device, and that makes its own tensors there; itself where it is there."""
     if device_of(module) == device:

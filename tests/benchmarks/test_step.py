@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import step, tables
+from benchmarks import figures, records, step, tables
 from dffg.captured import capture
+from dffg.device import device_named
 from dffg.spec import ImageSpec
+from tests.benchmarks.small import small_benchmark
+from tests.test_device import needs_cuda
 
 
 @pytest.fixture
@@ -66,3 +69,40 @@ def test_what_the_last_run_left_out_is_that_of_an_earlier_one(monkeypatch):
     monkeypatch.setattr(tables.records, "read", lambda suite: [whole, part])
     (line,) = tables.step_table().splitlines()[2:]
     assert line == "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | 1.50x | - | 2.50x | - |"
+
+
+def test_a_device_has_a_line_of_its_own_and_no_place_under_the_roof_of_the_processor(monkeypatch):
+    here = {"network": "net", "size": 32, "batch": 64, "threads": 2, **step.describe([{"floor": 0.1, "fast": 0.16}])}
+    there = {**here, "device": "cuda:0 (H100)", **step.describe([{"floor": 0.01, "fast": 0.02}])}
+    monkeypatch.setattr(tables.records, "read", lambda suite: [here, there])
+    assert tables.step_table().splitlines()[2:] == [
+        "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | - | - | - | - |",
+        "| net, 32 | 64 | cuda:0 (H100) | 10 ms | 2.00x | 3200.0 | - | - | - | - | - |",
+    ]
+    assert [record["device"] for record in figures._steps_here()] == ["cpu"]
+
+
+def test_seconds_begin_when_nothing_is_left_to_do_and_end_when_all_is_done(monkeypatch):
+    happened = []
+    monkeypatch.setattr(step, "finish_on", lambda device: happened.append(device))
+    monkeypatch.setattr(step.time, "perf_counter", lambda: happened.append("clock") or 1.0)
+    step._timed(lambda: happened.append("work"), step.HOST)()
+    assert happened == [step.HOST, "clock", "work", step.HOST, "clock"]
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_parts_are_measured_where_the_network_lies(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(step, "load_benchmarks", lambda names: map(small_benchmark, names))
+    monkeypatch.setattr(step, "_peak_bytes", lambda device: 1.0)
+    monkeypatch.setattr(step, "_PEAK_SIZE", 8)
+    parts = ["floor", "reference", "fast", "fast, bfloat16", "zeroq"]
+    step.run_suite(["small"], batch=4, size=None, threads=1, rounds=2, parts=parts, device=device_named(name))
+    (row,) = records.read(step.SUITE)
+    assert (row["device"][:4], row["batch"], row["size"], len(row["rounds"])) == (name[:4], 4, 8, 2)
+    assert set(row["seconds"]) == set(parts)
+
+
+def test_the_peer_is_not_timed_on_an_accelerator():
+    with pytest.raises(step.mct.PeerUnavailable):
+        step._peer(small_benchmark(), 4, torch.device("meta"))
