@@ -43,6 +43,11 @@ def _names(context: click.Context, parameter: click.Parameter, value: str) -> li
     return [name for name in value.split(",") if name]
 
 
+def _titles(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    """Names that may have commas in them."""
+    return [title for title in value.split(";") if title]
+
+
 networks = click.option("--networks", default=TABLE, callback=_names, show_default=True, help=", ".join(NETWORKS))
 device = click.option(
     "--device", default=CPU, callback=lambda c, p, value: device_named(value), help="What makes images and learns."
@@ -116,7 +121,7 @@ def run_mixed(networks: list[str], seeds: list[int], workers: Workers | None) ->
 @seeds
 @click.option("--sources", default=",".join(lowbits.SOURCES), callback=_names, show_default=True)
 @click.option("--bits", default=",".join(lowbits.BITS), callback=_names, show_default=True)
-@click.option("--methods", default=";".join(lowbits.METHODS), callback=lambda c, p, v: v.split(";"), show_default=True)
+@click.option("--methods", default=";".join(lowbits.METHODS), callback=_titles, show_default=True)
 @device
 @on_workers
 def run_lowbits(
@@ -167,7 +172,7 @@ def run_growth(networks: list[str], counts: list[int], threads: int) -> None:
 @click.option("--size", type=int, help="Height and width of the images; default: the network's own.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
-@click.option("--parts", default=";".join(step.PARTS), callback=lambda c, p, value: value.split(";"), show_default=True)
+@click.option("--parts", default=";".join(step.PARTS), callback=_titles, show_default=True)
 @device
 def run_step(
     networks: list[str],
@@ -201,7 +206,9 @@ def run_families(names: list[str]) -> None:
 @main.command("ablation")
 @networks
 @seeds
-@click.option("--changes", default=",".join(ablation.CHANGES), callback=_names, help="Default: all of them.")
+@click.option(
+    "--changes", default=";".join(ablation.CHANGES), callback=_titles, help="Separated by semicolons; default: all."
+)
 @on_workers
 def run_ablation(networks: list[str], seeds: list[int], changes: list[str], workers: Workers | None) -> None:
     """One factor of the iteration at a time, judged on unlabelled calibration images."""
@@ -230,7 +237,7 @@ def run_latency(networks: list[str], rounds: int, batch: int) -> None:
 @main.command("handover")
 @click.option("--networks", default="mobilenet_v2,efficientnet_lite0", callback=_names, show_default=True)
 @seeds
-@click.option("--tools", default=";".join(handover.TOOLS), callback=lambda c, p, v: v.split(";"), show_default=True)
+@click.option("--tools", default=";".join(handover.TOOLS), callback=_titles, show_default=True)
 def run_handover(networks: list[str], seeds: list[int], tools: list[str]) -> None:
     """Accuracy of other quantizers' int8 files, calibrated with our images and with real ones."""
     handover.run_suite(networks, seeds, tools)
@@ -266,4 +273,5 @@ def run_render(check: bool) -> None:
     raise SystemExit(render.main(check=check))
 
 
-main()
+if __name__ == "__main__":
+    main()
