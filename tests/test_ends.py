@@ -298,6 +298,18 @@ def test_options_for_another_number_of_inputs_are_refused(
     assert "there are" in capsys.readouterr().err
 
 
+def test_made_inputs_are_saved_by_input_and_not_as_one_array(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, code in (("made.npz", 0), ("made.npy", 2)):
+        arguments = [f"{__name__}:detector", "--input=3x8x8/5", "--images=2", "--steps=4", f"--out={tmp_path / name}"]
+        monkeypatch.setattr(sys, "argv", ["dffg", "synthesize", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert (ended.value.code, (tmp_path / name).exists()) == (code, code == 0)
+    assert "has 2 inputs, which do not go into one array; save them as .npz" in capsys.readouterr().err
+
+
 def test_accuracy_of_several_outputs_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", input0=np.zeros((6, 3, 8, 8)), input1=np.zeros((6, 5)), labels=np.arange(6))
     data = load_data(tmp_path / "data.npz", SPEC, labelled=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -7,8 +8,10 @@ import torch
 from dffg import handover
 from dffg.config import ArrayConfig
 from dffg.errors import InputError
-from dffg.spec import ImageSpec
+from dffg.spec import ImageSpec, JointSpec
 from tests.test_images import FEATURES, IMAGENET, make_set
+
+JOINT = JointSpec.of([IMAGENET, ImageSpec(shape=(5,), bounds=(-3.0, 2.0))])
 
 
 def pixel(made, image, channel, row, column):
@@ -116,6 +119,72 @@ def test_an_nncf_dataset_holds_what_the_backend_is_fed(name):
     for row, image in zip(rows, made.inputs):
         assert isinstance(row, np.ndarray) == (name is None)
         assert np.array_equal((row if name is None else row["x"])[0], image)
+
+
+def parts(made):
+    """The numbers of every image and of every vector, cut by hand."""
+    return made.inputs[:, :72].reshape(-1, 3, 4, 6), made.inputs[:, 72:]
+
+
+def same(found, expected):
+    return len(found) == len(expected) and all(map(np.array_equal, found, expected))
+
+
+def test_several_inputs_are_fed_by_their_names():
+    made = make_set(JOINT)
+    pictures, vectors = parts(made)
+    for names, called in ((["picture", "measured"],) * 2, (None, ["input0", "input1"])):
+        fed = handover.feeds(made, names, batch_size=2)
+        assert [list(batch) for batch in fed] == [called] * 2
+        assert same([batch[called[0]] for batch in fed], [pictures[:2], pictures[2:]])
+        assert same([batch[called[1]] for batch in fed], [vectors[:2], vectors[2:]])
+        assert all(values.flags.c_contiguous for batch in fed for values in batch.values())
+
+
+def test_a_calibration_reader_has_every_input():
+    made = make_set(JOINT)
+    reader = handover.calibration_reader(made, ["picture", "measured"], batch_size=2)
+    assert len(reader) == 2
+    batch = reader.get_next()
+    assert same([batch["picture"], batch["measured"]], [part[:2] for part in parts(made)])
+
+
+def test_a_representative_dataset_lists_the_inputs_with_channels_of_pictures_last():
+    made = make_set(JOINT)
+    pictures, vectors = parts(made)
+    rows = list(handover.representative_dataset(made)())
+    assert len(rows) == 3
+    assert same(rows[1], [pictures[1:2].transpose(0, 2, 3, 1), vectors[1:2]])
+    assert same(next(handover.representative_dataset(made, layout="nchw")()), [pictures[:1], vectors[:1]])
+
+
+def test_a_data_loader_lists_the_inputs():
+    made = make_set(JOINT)
+    batches = list(handover.data_loader(made, batch_size=2))
+    assert len(batches) == 2
+    assert same(batches[0], [torch.from_numpy(part[:2]) for part in parts(made)])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("names", [None, ["picture", "measured"]])
+def test_an_nncf_dataset_holds_every_input(names):
+    pytest.importorskip("nncf", reason="NNCF is for development")
+    made = make_set(JOINT)
+    rows = list(handover.nncf_dataset(made, names).get_inference_data())
+    assert len(rows) == 3
+    assert same(rows[2] if names is None else [rows[2][name] for name in names], [part[2:] for part in parts(made)])
+
+
+@pytest.mark.parametrize("names", ["x", ["x"], ["x", "y", "z"], ["x", "x"]])
+def test_names_that_do_not_fit_the_inputs_are_refused(names):
+    message = f"input_name is {names!r}, and the network has 2 inputs; give each a name of its own"
+    with pytest.raises(InputError, match=re.escape(message)):
+        handover.feeds(make_set(JOINT), names)
+
+
+def test_one_array_of_several_inputs_is_refused():
+    with pytest.raises(InputError, match=r"has 2 inputs, which do not go into one array; save them as \.npz"):
+        handover.array(make_set(JOINT))
 
 
 def test_the_small_form_of_an_image_set_is_its_pixels():

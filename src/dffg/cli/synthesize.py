@@ -48,7 +48,8 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
     with claimed(out), progress_on(console) as view:
         view.stage("load")
         loaded, spec, _ = load(options, quiet)
-        check_array(spec, form)
+        if out.suffix == ".npy":
+            check_array(spec, form)
         from dffg.device import device_named
         from dffg.run import unfinished_images
         from dffg.synthesis import synthesize_set
