@@ -70,3 +70,12 @@ def test_networks_have_the_statistics_of_what_they_were_shown(name: str) -> None
         assert int(norm.num_batches_tracked) == 2
         assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
         assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_biases_lie_around_what_the_family_says(bias: float) -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.BatchNorm2d(1000))
+
+    family = families.Family(name="Net", what="1d", make=make, input=("--input", "1000x2x2"), bias=bias)
+    assert float(families.made(family)[0].bias.detach().mean()) == pytest.approx(bias, abs=0.05)
