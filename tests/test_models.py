@@ -24,6 +24,7 @@ from torch.export import Dim
 
 from dffg.captured import capture
 from dffg.errors import CaptureError, DffgError, InputError
+from dffg.export.torch_archive import open_file
 from dffg.models import Loaded, load_model, refuse_code
 from dffg.weights import load_weights
 from tests.networks import inputs, randomize, small_conv
@@ -484,6 +485,8 @@ def test_archive_that_would_run_code_is_refused(tmp_path, archive, marker, attac
     path = write_archive(tmp_path / "network.pt2", MALICIOUS[attack](archive, marker))
     with refused(marker, "--trust"):
         load_model(str(path))
+    with refused(marker, "--trust"):
+        open_file(path)
 
 
 @pytest.mark.filterwarnings("ignore")
