@@ -59,7 +59,8 @@ def finish(
             learning=learning,
             equalized=decided.equalized,
             mixed=quantized.mixed,
-            float_operations=quantized.float_operations,
+            float_operations=tuple(quantized.float_operations),
+            float_reasons=quantized.float_operations,
             accuracy=accuracy,
             noise_baseline=baseline,
             notes=(

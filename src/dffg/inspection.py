@@ -11,9 +11,11 @@ from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.fold import fold_batch_norms, is_foldable
 from dffg.graph import WEIGHTED, calls
+from dffg.quant.in_float import float_operations
 from dffg.quant.placement import integer_inputs, place, prepare
 from dffg.snapshots import chains_needed
 from dffg.spec import ImageSpec
+from dffg.targets import ONNXRUNTIME
 
 _TIMED_PASSES = 3
 
@@ -30,7 +32,11 @@ class BatchNormSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `dffg inspect` shows. estimated_seconds: synthesis of the configured images and of the held-out ones."""
+    """What `dffg inspect` shows, for ONNX Runtime.
+
+    float_reasons: what keeps each of `float_operations` from integers. estimated_seconds: synthesis of the configured
+    images and of the held-out ones.
+    """
 
     model: str
     input: ImageSpec
@@ -39,6 +45,7 @@ class Inspection:
     quantized_layers: int
     quantized_tensors: int
     float_operations: tuple[str, ...]
+    float_reasons: dict[str, str]
     seconds_per_pass: float
     estimated_seconds: float
     notes: tuple[str, ...]
@@ -49,6 +56,7 @@ def inspect(captured: Captured, config: SynthesisConfig | None = None, *, notes:
     config = config or SynthesisConfig()
     module = prepare(fold_batch_norms(captured))
     placement = place(module)
+    in_float = float_operations(module, placement, ONNXRUNTIME)
     seconds = _seconds_per_pass(captured, config)
     passes = (chains_needed(config) + 1) * config.steps
     return Inspection(
@@ -66,7 +74,8 @@ def inspect(captured: Captured, config: SynthesisConfig | None = None, *, notes:
         ),
         quantized_layers=sum(bool(calls(node, *WEIGHTED) and integer_inputs(node)) for node in module.graph.nodes),
         quantized_tensors=len(placement.source),
-        float_operations=tuple(f"{node.name} ({node.target})" for node in placement.float_operations),
+        float_operations=tuple(in_float),
+        float_reasons=in_float,
         seconds_per_pass=seconds,
         estimated_seconds=seconds * passes,
         notes=(*notes, *captured.notes),

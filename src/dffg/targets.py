@@ -15,7 +15,8 @@ class Target:
     weight_bits: narrowest weights it runs; activation_bits: narrowest activations. packs: whether its files store
     weights of 4 bits and fewer in less than 8. signed: activations are int8 with zero point 0, in place of uint8 with
     any. reads_only: a tensor is quantized for those that read it; else every integer operator's result is, too.
-    integer_biases: biases are int32 in the file. float_answer: the last layer writes float from integers.
+    integer_biases: biases are int32 in the file. float_answer: the last layer writes float from integers;
+    float_convolution: so does it where it is a convolution, which else computes in float.
     joins_scales: tensors that are concatenated have one scale, that of the result.
     """
 
@@ -27,10 +28,11 @@ class Target:
     reads_only: bool = False
     integer_biases: bool = True
     float_answer: bool = True
+    float_convolution: bool = True
     joins_scales: bool = False
 
 
-ONNXRUNTIME = Target(name="onnxruntime")
+ONNXRUNTIME = Target(name="onnxruntime", float_convolution=False)
 # OpenVINO has no integers of 2 bits; 3 are stored in 4.
 OPENVINO = Target(name="openvino", weight_bits=3)
 TORCH = Target(name="torch", packs=False)

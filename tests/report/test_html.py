@@ -97,7 +97,7 @@ def test_the_page_says_what_the_report_says():
 def test_hostile_names_are_only_text():
     layers = [plain_report()["layers"][0] | {"name": HOSTILE}]
     hostile = {"model": HOSTILE, "scheme": HOSTILE, "layers": layers, "notes": [HOSTILE], "problems": [HOSTILE]}
-    hostile |= {"float_operations": [HOSTILE], "command": HOSTILE, "path": HOSTILE, "files": {HOSTILE: HOSTILE}}
+    hostile |= {"float_reasons": {HOSTILE: HOSTILE}, "command": HOSTILE, "path": HOSTILE, "files": {HOSTILE: HOSTILE}}
     plain = plain_report(layers=plain_report()["layers"][:1], problems=["p"], files={"a": "b"})
     for text in (
         render_page(plain_report(**hostile), made_set()),
@@ -159,12 +159,25 @@ def test_a_missing_figure_is_last_and_a_dash():
         (plain_report(), made_set(ImageSpec(shape=(5, 8, 8))), "cannot be drawn"),
         (plain_report(), made_set(ImageSpec(shape=(1, 8, 8), bounds=(-130.0, 30.0))), "from black, -130, to white, 30"),
         (plain_report(), dataclasses.replace(made_set(), losses=()), "No losses were recorded with these images."),
-        (plain_report(float_operations=[]), made_set(), "Nothing: every operation computes with integers."),
+        (plain_report(float_operations=[], float_reasons={}), made_set(), "Nothing: every operation computes with int"),
         (plain_report(command=None), made_set(), "without the command that made it"),
     ],
 )
 def test_what_is_not_there_is_said(report, made, says):
     assert says in Page(render_page(report, made)).words
+
+
+def test_what_is_left_in_float_stands_below_its_reason():
+    reasons = {"silu (silu)": "no kernel", "conv2d_9 (conv2d)": "output", "silu_1 (silu)": "no kernel"}
+    words = Page(render_page(plain_report(float_reasons=reasons), made_set())).words
+    assert "No kernel silu (silu) , silu_1 (silu) Output conv2d_9 (conv2d)" in words
+
+
+def test_an_earlier_report_has_one_reason_for_all():
+    report = plain_report(float_operations=["silu (silu)", "gelu (gelu)"])
+    del report["float_reasons"]
+    words = Page(render_page(report, made_set())).words
+    assert "No integer kernel in onnxruntime as they are used here silu (silu) , gelu (gelu)" in words
 
 
 def test_of_several_inputs_the_page_says_which_is_drawn():

@@ -76,6 +76,7 @@ RESULT = Result(
     accuracy=None,
     layers=(Layer(name="conv", weight_bits=8, activation_bits=8, sqnr_db=40.5, input_range=(0.0, 2.5)),),
     float_operations=("hardswish (hardswish)",),
+    float_reasons={"hardswish (hardswish)": "no integer kernel known in onnxruntime"},
     zero_variance_channels=3,
     notes=("a note",),
     problems=(),
@@ -134,6 +135,8 @@ def test_report_holds_what_was_found():
     assert plain["layers"] == [
         {"name": "conv", "weight_bits": 8, "activation_bits": 8, "sqnr_db": 40.5, "input_range": [0.0, 2.5]}
     ]
+    assert plain["float_operations"] == ["hardswish (hardswish)"]
+    assert plain["float_reasons"] == {"hardswish (hardswish)": "no integer kernel known in onnxruntime"}
     assert plain["accuracy"] is None
     assert plain["simulation_match"]["max_abs_difference_in_steps"] == 1
     assert "not task accuracy" in plain["agreement"]["meaning"]

@@ -16,12 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from operator import getitem
 from typing import Any
 
 from torch import Tensor, fx
 
-from dffg.ends import INPUT, JOIN, answers
+from dffg.ends import answers
 from dffg.graph import (
     BATCH_NORM,
     CONVOLUTIONS,
@@ -37,7 +36,7 @@ from dffg.graph import (
 from dffg.quant.operators import COPY, GLOBAL_AVERAGE_POOL
 from dffg.targets import ONNXRUNTIME, Target
 
-_ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
+ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
 POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
 MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 _ADAPTIVE_POOLS = (
@@ -45,10 +44,8 @@ _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool2d.default,
     aten.adaptive_avg_pool3d.default,
 )
-_INTEGER_OPERATORS = (*WEIGHTED, *_ELEMENTWISE, aten.cat.default, *POOLS)
+_INTEGER_OPERATORS = (*WEIGHTED, *ELEMENTWISE, aten.cat.default, *POOLS)
 _RELUS = (aten.relu.default, aten.relu6.default)
-# They return several tensors.
-_RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 # Their results are their inputs' values, so they keep the inputs' scale and cost no rounding.
 _REARRANGING = (
     *MAX_POOLS,
@@ -66,12 +63,11 @@ _REARRANGING = (
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """source: quantized node -> node whose range it uses, itself in most cases; absorbed: activations to leave out;
-    float_operations: operators that stay in float, for the report; answers: of the nodes whose range is used, those
-    behind the last layer of which no BatchNorm knows how large they get."""
+    answers: of the nodes whose range is used, those behind the last layer of which no BatchNorm knows how large they
+    get."""
 
     source: dict[fx.Node, fx.Node]
     absorbed: tuple[fx.Node, ...]
-    float_operations: tuple[fx.Node, ...]
     answers: frozenset[fx.Node] = frozenset()
 
 
@@ -87,8 +83,7 @@ def prepare(module: fx.GraphModule) -> fx.GraphModule:
 
 def place(module: fx.GraphModule, target: Target = ONNXRUNTIME, known: Collection[str] = ()) -> Placement:
     """Decide what is quantized in a folded and prepared graph; `known` are nodes of which BatchNorm tells the size."""
-    read = _tensors_read if target.reads_only else integer_inputs
-    wanted = {_origin(before_padding(tensor)) for node in module.graph.nodes for tensor in read(node)}
+    wanted = {_origin(before_padding(tensor)) for node in module.graph.nodes for tensor in tensors_read(node, target)}
     if not target.reads_only:
         wanted |= _results_of_integer_operators(module, target)
     nodes = nodes_by_name(module)
@@ -105,7 +100,6 @@ def place(module: fx.GraphModule, target: Target = ONNXRUNTIME, known: Collectio
     return Placement(
         source=source,
         absorbed=absorbed,
-        float_operations=tuple(node for node in module.graph.nodes if not read(node) and _stays_float(node, source)),
         answers=frozenset(source.values()) - _before(module, (*WEIGHTED, BATCH_NORM)) - {nodes[name] for name in known},
     )
 
@@ -115,12 +109,23 @@ def integer_inputs(node: fx.Node) -> list[fx.Node]:
     if calls(node, *WEIGHTED):
         readable = is_stored(node.args[1]) and (argument(node, 2) is None or is_stored(argument(node, 2)))
         return [node.args[0]] if readable else []  # type: ignore[list-item]
-    if calls(node, *_ELEMENTWISE):
+    if calls(node, *ELEMENTWISE):
         operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and not is_stored(operand)]
         return operands if len(operands) == 2 and node.kwargs.get("alpha", 1) == 1 and _are_float(operands) else []
     if calls(node, aten.cat.default):
         return list(node.args[0])  # type: ignore[arg-type]
     return [node.args[0]] if calls(node, *POOLS) else []  # type: ignore[list-item]
+
+
+def tensors_read(node: fx.Node, target: Target) -> list[fx.Node]:
+    """The tensors that a target wants quantized for this node."""
+    inputs = integer_inputs(node)
+    if not target.reads_only or calls(node, *WEIGHTED, *POOLS):
+        return inputs
+    if not calls(node, aten.add.Tensor):
+        return []
+    joining = [tensor for tensor in inputs if calls(tensor, *WEIGHTED) and list(tensor.users) == [node]]
+    return [tensor for tensor in inputs if tensor is not max(joining, default=None)]
 
 
 def before_padding(node: fx.Node) -> fx.Node:
@@ -151,7 +156,7 @@ def _results_of_integer_operators(module: fx.GraphModule, target: Target) -> set
     outputs, read_on = answers(module), _before(module, _INTEGER_OPERATORS)
     wanted: set[fx.Node] = set()
     for node in module.graph.nodes:
-        result = _after_activation(node)
+        result = after_activation(node)
         # Where it can, a final layer writes float from integer inputs: rounding logits to 8 bits would only add ties,
         # and clip them. Softmax or the like may follow; a convolution needs integers then, or computes in float.
         is_answer = result in outputs if calls(node, *CONVOLUTIONS) else calls(node, LINEAR) and node not in read_on
@@ -167,17 +172,6 @@ def _before(module: fx.GraphModule, targets: Collection[Any]) -> set[fx.Node]:
         if node in found or calls(node, *targets):
             found |= set(node.all_input_nodes)
     return found
-
-
-def _tensors_read(node: fx.Node) -> list[fx.Node]:
-    """The tensors that TensorRT wants quantized for this node."""
-    if not calls(node, *WEIGHTED, *POOLS, aten.add.Tensor):
-        return []
-    inputs = integer_inputs(node)
-    if not calls(node, aten.add.Tensor):
-        return inputs
-    joining = [tensor for tensor in inputs if calls(tensor, *WEIGHTED) and list(tensor.users) == [node]]
-    return [tensor for tensor in inputs if tensor is not max(joining, default=None)]
 
 
 def _joined(source: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -199,14 +193,15 @@ def _origin(node: fx.Node) -> fx.Node:
     return node
 
 
-def _after_activation(node: fx.Node) -> fx.Node:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and _is_absorbable(users[0]) else node
-
-
 def _is_absorbable(node: fx.Node) -> bool:
     """ReLU, or a clip to [0, 6] or [0, inf): what an unsigned range with the right end does by itself."""
     return clip_bounds(node) in ((0, 6), (0, math.inf))
+
+
+def after_activation(node: fx.Node) -> fx.Node:
+    """The node that carries the result of a layer: an activation that is left out, else the layer itself."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and _is_absorbable(users[0]) else node
 
 
 def keeps_range(node: fx.Node) -> bool:
@@ -214,17 +209,13 @@ def keeps_range(node: fx.Node) -> bool:
     return calls(node, *_REARRANGING, *_RELUS)
 
 
+def commutes(node: fx.Node) -> bool:
+    """Whether quantizing what a node reads is as good as quantizing its result."""
+    return keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default, COPY)
+
+
 def _are_float(nodes: list[fx.Node]) -> bool:
     return all(isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_floating_point() for node in nodes)
-
-
-def _stays_float(node: fx.Node, source: dict[fx.Node, fx.Node]) -> bool:
-    if calls(node, *_RECURRENT):
-        return True
-    if node.op != "call_function" or calls(node, INPUT, JOIN, getitem) or not isinstance(node.meta.get("val"), Tensor):
-        return False
-    commutes = keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default, COPY)
-    return not (node in source and commutes) and not is_fused_padding(node)
 
 
 def _is_global_pool(node: fx.Node) -> bool:

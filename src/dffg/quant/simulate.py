@@ -11,6 +11,7 @@ from dffg.config import Scheme
 from dffg.ends import JOIN
 from dffg.graph import add_tensor, calls, copy_module, layer_name
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
+from dffg.quant.in_float import float_operations
 from dffg.quant.mixed import MixedPrecision
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import LayerParameters, Parameters
@@ -47,15 +48,15 @@ class Quantized:
     """A network with integers in it, executable in torch; `module` holds exactly what is exported.
 
     float_module: the same network, folded, in float, with the same node names. tensors: in order of execution, one for
-    every QUANTIZE call of `module`. float_operations: what is computed in float. scheme: None where bits are mixed, and
-    `mixed` says how they were chosen.
+    every QUANTIZE call of `module`. float_operations: what is computed in float, and why. scheme: None where bits are
+    mixed, and `mixed` says how they were chosen.
     """
 
     module: fx.GraphModule
     float_module: fx.GraphModule
     tensors: tuple[QuantizedTensor, ...]
     layers: tuple[QuantizedLayer, ...]
-    float_operations: tuple[str, ...]
+    float_operations: dict[str, str]
     scheme: Scheme | None
     mixed: MixedPrecision | None = None
 
@@ -64,7 +65,7 @@ def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme 
     """Write scales, zero points and integer weights into a copy of the graph."""
     module = copy_module(float_module)
     placement = place(module, parameters.target)
-    layers, float_operations = [], tuple(_describe_operation(node) for node in placement.float_operations)
+    layers, in_float = [], float_operations(module, placement, parameters.target)
     for node in quantized_layers(module):
         layer, input_qparams = parameters.layers[node.name], parameters.activations[input_tensor(node, placement).name]
         layers.append(_describe(node, layer.qparams, input_qparams))
@@ -82,7 +83,7 @@ def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme 
         float_module=float_module,
         tensors=tensors,
         layers=tuple(layers),
-        float_operations=float_operations,
+        float_operations=in_float,
         scheme=scheme,
     )
 
@@ -99,10 +100,6 @@ def _describe(node: fx.Node, weight: QParams, input: QParams) -> QuantizedLayer:
         activation_bits=input.bits,
         input_range=input.range,
     )
-
-
-def _describe_operation(node: fx.Node) -> str:
-    return f"{node.name} ({str(node.target).partition('.')[2].partition('.')[0]})"
 
 
 class _ActivationInserter:

@@ -174,3 +174,17 @@ def worst_first(layers: Sequence[Plain]) -> list[tuple[int, Plain]]:
 def sqnr_by_layer(report: Plain) -> dict[str, float | None]:
     """Signal to noise ratio in dB, in order of execution."""
     return {layer["name"]: layer["sqnr_db"] for layer in report["layers"]}
+
+
+def left_in_float(report: Plain) -> dict[str, list[str]]:
+    """Operations that are computed in float, by what keeps them from integers, which earlier reports do not say."""
+    unsaid = f"no integer kernel in {report['target']} as they are used here"
+    return by_reason(report.get("float_reasons") or dict.fromkeys(report["float_operations"], unsaid))
+
+
+def by_reason(reasons: dict[str, str]) -> dict[str, list[str]]:
+    """Operations with one reason together."""
+    found: dict[str, list[str]] = {}
+    for operation, reason in reasons.items():
+        found.setdefault(reason, []).append(operation)
+    return found

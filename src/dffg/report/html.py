@@ -25,6 +25,7 @@ from dffg.report.facts import (
     counted,
     is_verified,
     key_facts,
+    left_in_float,
     number,
     sqnr_by_layer,
     verdict,
@@ -53,6 +54,7 @@ def render_page(report: Plain, made: SyntheticSet | None) -> str:
         gallery=gallery(drawn) if drawn else None,
         input_shape=_shape(report["input"]),
         frontier=_frontier(report.get("mixed")),
+        left_in_float=left_in_float(report),
         seconds={stage: round(value, 1) for stage, value in report["seconds"].items()},
         # A page cannot hold its own hash.
         files={name: digest for name, digest in report["files"].items() if name != PAGE_FILE},

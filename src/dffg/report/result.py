@@ -99,8 +99,9 @@ class Result:
     """Everything a run found. `problems` says in words what a user must know before using the file.
 
     latency_ms: None where the runtime is not here. equalized: what was evened out, where the configuration leaves the
-    choice. mixed: how the widths were chosen, where they were. noise_baseline: accuracy with ranges from noise, before
-    anything is learned, where accuracy was measured. command: what was typed or called to make it.
+    choice. float_reasons: what keeps each of `float_operations` from integers. mixed: how the widths were chosen, where
+    they were. noise_baseline: accuracy with ranges from noise, before anything is learned, where accuracy was measured.
+    command: what was typed or called to make it.
     """
 
     model: str
@@ -125,6 +126,7 @@ class Result:
     accuracy: Accuracy | None
     layers: tuple[Layer, ...]
     float_operations: tuple[str, ...]
+    float_reasons: dict[str, str]
     zero_variance_channels: int
     notes: tuple[str, ...]
     problems: tuple[str, ...]

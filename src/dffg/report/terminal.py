@@ -17,6 +17,7 @@ from dffg.evaluation.metrics import Accuracy
 from dffg.inspection import Inspection
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
+from dffg.report.facts import by_reason
 from dffg.report.result import Agreement, Images, Latency, Layer, Result
 
 
@@ -132,7 +133,8 @@ def render_inspection(found: Inspection) -> RenderableType:
     table.add_row("network", f"{found.model}, {found.parameters / 1e6:.2f} M parameters")
     table.add_row("input", f"{shape}, mean {spec.mean}, std {spec.std}, bounds {spec.bounds} ({spec.source})")
     table.add_row("quantized", f"{found.quantized_layers} layers, {found.quantized_tensors} activations")
-    table.add_row("left in float", ", ".join(found.float_operations) or "nothing")
+    left = [f"{reason}: {', '.join(operations)}" for reason, operations in by_reason(found.float_reasons).items()]
+    table.add_row("left in float", Text("\n".join(left) or "nothing"))
     table.add_row("synthesis", f"about {found.estimated_seconds:.0f} s ({found.seconds_per_pass:.2f} s a pass)")
     norms = Table("BatchNorm", "channels", "without variance", "folds", box=None, header_style="bold")
     for norm in found.batch_norms:
