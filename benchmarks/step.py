@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
+from benchmarks.variants import sampled_statistics
 from dffg.baselines import chain_of
 from dffg.captured import Captured, capture
 from dffg.chain import chain_generator, gradient_of
@@ -43,11 +44,12 @@ from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
 
 SUITE = "step"
 FLOOR, REFERENCE, FAST, ZEROQ, MCT = "floor", "reference", "fast", "zeroq", "mct"
-VARIANTS = ("fast, bfloat16", "fast, compiled")
+VARIANTS = ("fast, bfloat16", "fast, compiled", "fast, sampled")
 PARTS = (FLOOR, REFERENCE, FAST, ZEROQ, MCT)
 _MCT_ITERATIONS = 10
 _BYTES = 4
 _PEAK_SIZE = 2048
+_LARGE_MAP = 28**2
 # On CUDA the fourth call of a part is recorded.
 _WARM_UP = 4
 
@@ -128,6 +130,7 @@ def _parts(
         FAST: lambda: timed(_fast(captured, images)),
         VARIANTS[0]: lambda: timed(_in_bfloat16(_fast(captured, images), device)),
         VARIANTS[1]: lambda: timed(_compiled(captured, images)),
+        VARIANTS[2]: lambda: timed(_sampled(captured, images)),
         ZEROQ: lambda: timed(_iterations(captured, len(images))),
         MCT: lambda: _peer(benchmark, len(images), device),
     }
@@ -236,6 +239,12 @@ def _in_bfloat16(work: Callable[[], Any], device: torch.device) -> Callable[[], 
 
 def _compiled(captured: Captured, images: Tensor) -> Callable[[], Any]:
     gradient_at = gradient_of(torch.compile(Objective(captured, slack=SynthesisConfig().slack)))
+    return lambda: gradient_at(images)
+
+
+def _sampled(captured: Captured, images: Tensor) -> Callable[[], Any]:
+    """Statistics of large maps from every second row and column."""
+    gradient_at = gradient_of(sampled_statistics(_LARGE_MAP)(captured, SynthesisConfig()))
     return lambda: gradient_at(images)
 
 

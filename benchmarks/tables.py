@@ -168,7 +168,7 @@ def _time(record: dict[str, Any], name: str) -> str:
     return f"{record['seconds'][name]:.3g} s{ratio}"
 
 
-STEP_PARTS = ("reference", "fast, bfloat16", "fast, compiled", "zeroq", "mct")
+STEP_PARTS = ("reference", "fast, bfloat16", "fast, compiled", "fast, sampled", "zeroq", "mct")
 
 
 SETTING_OF_A_STEP = ("network", "size", "batch", "threads", "device")
@@ -190,14 +190,16 @@ def steps() -> Records:
 
 def step_table() -> str:
     """One pass: milliseconds of the convolutions alone, and how many times that everything else takes."""
+    shown = steps()
+    parts = [name for name in STEP_PARTS if any(name in record["seconds"] for record in shown)]
     lines = [
         "| network, pixels | batch | threads, or device | convolutions alone | ours | images/s "
-        f"| {' | '.join(STEP_PARTS)} |",
-        f"|---|---|---|---|---|---|{'---|' * len(STEP_PARTS)}",
+        f"| {' | '.join(parts)} |",
+        f"|---|---|---|---|---|---|{'---|' * len(parts)}",
     ]
-    for record in steps():
+    for record in shown:
         ratios = record["times_floor"]
-        others = [f"{ratios[name]:.2f}x" if name in ratios else "-" for name in STEP_PARTS]
+        others = [f"{ratios[name]:.2f}x" if name in ratios else "-" for name in parts]
         where = record["threads"] if record["device"] == CPU else record["device"]
         lines.append(
             f"| {record['network']}, {record['size']} | {record['batch']} | {where} "

@@ -15,6 +15,7 @@ from dffg.bounds import Bounds, input_bounds
 from dffg.captured import Captured
 from dffg.chain import Method
 from dffg.config import SynthesisConfig
+from dffg.device import channels_last
 from dffg.graph import calls
 from dffg.objective import Objective, distance
 from dffg.probe import LayerStatistics, Probe, moments, passed_with_moments
@@ -160,7 +161,7 @@ class _SampledMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, activation: Tensor, per_image: bool, owned: bool, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = moments(_sample(activation, step), per_image)
+        mean, var = moments(channels_last(_sample(activation, step)), per_image)
         ctx.save_for_backward(activation, mean)
         ctx.owned, ctx.step = owned, step
         return activation, mean, var

@@ -57,8 +57,8 @@ def test_the_table_shows_the_last_measurement_of_every_setting(monkeypatch):
     monkeypatch.setattr(tables.records, "read", lambda suite: [older, record, other])
     lines = tables.step_table().splitlines()
     assert lines[2:] == [
-        "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | - | - | - | - |",
-        "| net, 32 | 64 | 1 | 200 ms | 2.50x | 128.0 | - | - | - | - | 5.00x |",
+        "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - |",
+        "| net, 32 | 64 | 1 | 200 ms | 2.50x | 128.0 | 5.00x |",
     ]
 
 
@@ -68,16 +68,22 @@ def test_what_the_last_run_left_out_is_that_of_an_earlier_one(monkeypatch):
     part = {**setting, **step.describe([{"floor": 0.1, "fast": 0.16, "zeroq": 0.25}])}
     monkeypatch.setattr(tables.records, "read", lambda suite: [whole, part])
     (line,) = tables.step_table().splitlines()[2:]
-    assert line == "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | 1.50x | - | 2.50x | - |"
+    assert line == "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | 1.50x | 2.50x |"
 
 
 def test_a_device_has_a_line_of_its_own_and_no_place_under_the_roof_of_the_processor(monkeypatch):
-    here = {"network": "net", "size": 32, "batch": 64, "threads": 2, **step.describe([{"floor": 0.1, "fast": 0.16}])}
+    here = {
+        "network": "net",
+        "size": 32,
+        "batch": 64,
+        "threads": 2,
+        **step.describe([{"floor": 0.1, "fast": 0.16, "mct": 0.7}]),
+    }
     there = {**here, "device": "cuda:0 (H100)", **step.describe([{"floor": 0.01, "fast": 0.02}])}
     monkeypatch.setattr(tables.records, "read", lambda suite: [here, there])
     assert tables.step_table().splitlines()[2:] == [
-        "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - | - | - | - | - |",
-        "| net, 32 | 64 | cuda:0 (H100) | 10 ms | 2.00x | 3200.0 | - | - | - | - | - |",
+        "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | 7.00x |",
+        "| net, 32 | 64 | cuda:0 (H100) | 10 ms | 2.00x | 3200.0 | - |",
     ]
     assert [record["device"] for record in figures._steps_here()] == ["cpu"]
 
@@ -96,7 +102,7 @@ def test_parts_are_measured_where_the_network_lies(monkeypatch, tmp_path, name):
     monkeypatch.setattr(step, "load_benchmarks", lambda names: map(small_benchmark, names))
     monkeypatch.setattr(step, "_peak_bytes", lambda device: 1.0)
     monkeypatch.setattr(step, "_PEAK_SIZE", 8)
-    parts = ["floor", "reference", "fast", "fast, bfloat16", "zeroq"]
+    parts = ["floor", "reference", "fast", "fast, bfloat16", "fast, sampled", "zeroq"]
     step.run_suite(["small"], batch=4, size=None, threads=1, rounds=2, parts=parts, device=device_named(name))
     (row,) = records.read(step.SUITE)
     assert (row["device"][:4], row["batch"], row["size"], len(row["rounds"])) == (name[:4], 4, 8, 2)
