@@ -14,6 +14,7 @@ from benchmarks import (
     ablation,
     arena,
     chain_picture,
+    command,
     diversity,
     effort,
     families,
@@ -24,6 +25,7 @@ from benchmarks import (
     lowbits,
     mixed,
     patches,
+    ranges,
     render,
     scale,
     speed,
@@ -185,6 +187,24 @@ def run_step(
 ) -> None:
     """Seconds of one pass of synthesis beside those of its convolutions alone."""
     step.run_suite(networks, batch, size, threads, rounds, parts, device)
+
+
+@main.command("command")
+@click.option("--networks", default="efficientnet_lite0", callback=_names, help=", ".join(command.NETWORKS))
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+def run_command(networks: list[str], threads: int, rounds: int) -> None:
+    """Seconds and peak memory of the whole of `dffg quantize`, stage by stage, in processes of their own."""
+    command.run_suite(networks, threads, rounds)
+
+
+@main.command("ranges")
+@click.option("--networks", default="efficientnet_lite0", callback=_names, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+def run_ranges(networks: list[str], threads: int, rounds: int) -> None:
+    """Seconds to choose ranges beside those of the images that they are chosen from."""
+    ranges.run_suite(networks, threads, rounds)
 
 
 @main.command("targets")

@@ -129,13 +129,22 @@ def _imagenet(name: str) -> Benchmark:
     )
 
 
-def _cifar(name: str, blocks: int) -> Benchmark:
-    spec = ImageSpec(shape=(3, 32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+def cifar10_resnet20() -> CifarResNet:
+    """With its weights, by the name that the command line takes."""
+    return _trained_cifar("cifar10_resnet20", 3)
+
+
+def _trained_cifar(name: str, blocks: int) -> CifarResNet:
     model = CifarResNet(blocks).eval()
     load_weights(model, data_folder() / "models" / f"{name}.safetensors")
+    return model
+
+
+def _cifar(name: str, blocks: int) -> Benchmark:
+    spec = ImageSpec(shape=(3, 32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return Benchmark(
         name=name,
-        model=model,
+        model=_trained_cifar(name, blocks),
         spec=spec,
         calibration=load_data(data_folder() / "data" / "cifar10_train_real.npz", spec, labelled=False),
         evaluation=load_data(data_folder() / "data" / "cifar10_test_dev.npz", spec, labelled=True),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import (
     arena_tables,
+    command,
     effort,
     families,
     figures,
@@ -18,6 +19,7 @@ from benchmarks import (
     lowbits_tables,
     mixed,
     patches,
+    ranges,
     scale,
     tables,
     targets,
@@ -35,6 +37,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": tables.speed_table,
     "step": tables.step_table,
     "growth": tables.growth_table,
+    "command": command.command_table,
+    "ranges": ranges.ranges_table,
     "arena": arena_tables.arena_table,
     "arena_short": arena_tables.arena_short_table,
     "arena_full": arena_tables.arena_full_table,
