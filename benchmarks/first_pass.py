@@ -25,7 +25,7 @@ def run(mark: Path) -> None:
                 mark.write_text(repr(time.time()), encoding="utf-8")
             return super().__call__(images)
 
-    chain.Objective = Watched  # type: ignore[misc]
+    chain.Objective = Watched  # type: ignore[attr-defined]
     main()
 
 
