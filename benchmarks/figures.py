@@ -37,6 +37,9 @@ RIVALS = {
 BUDGET_OPTIONS = {"steps", "keep_every", "batch_size", "burn_in"}
 # Without a harvest, and without a step.
 _OFF_THE_CURVE = ("burn_in 15", " steps 1")
+OTHERS_OF_OURS = "other settings of ours"
+# Sources that cost nothing: their color, and how their line is drawn.
+LINES = {REAL: ("real", "--"), "noise": ("noise", "--"), "sigma-noise": ("noise", ":")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,39 +63,37 @@ class Panel:
 
 def panels(cost: Callable[[dict[str, Any]], float | None]) -> list[Panel]:
     """Everything a cost plot shows. `cost` of a stored cell is None where it is not known."""
-    cells = [
-        cell
-        for cell in arena_tables.cells()
-        if set(_options(cell)) <= BUDGET_OPTIONS and not cell["label"].endswith(_OFF_THE_CURVE)
-    ]
+    cells = arena_tables.cells()
     found = [_panel(cells, network, quantizer, cost) for network, quantizer in arena_tables.judged()]
     return [panel for panel in found if panel.curves]
-
-
-def _options(cell: dict[str, Any]) -> list[str]:
-    return cell["label"].split()[1::2] if cell["label"] != REAL else []
 
 
 def _panel(
     cells: list[dict[str, Any]], network: str, quantizer: str, cost: Callable[[dict[str, Any]], float | None]
 ) -> Panel:
-    here = [cell for cell in cells if cell["network"] == network and quantizer in cell["scores"]]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for cell in here:
-        groups.setdefault(cell["label"], []).append(cell)
+    for cell in cells:
+        if cell["network"] == network and arena_tables.score_of(cell, quantizer):
+            groups.setdefault(cell["label"], []).append(cell)
     curves: dict[str, list[Point]] = {}
-    lines: dict[str, float] = {}
     for label, group in groups.items():
-        if label in (REAL, "noise"):
-            lines[label], _ = _top1(group, quantizer)
-        elif group[0]["generator"] in ("dffg", *RIVALS) and (point := _point(group, quantizer, cost)) is not None:
-            curves.setdefault(group[0]["generator"], []).append(point)
+        curve = _curve_of(label)
+        if curve is not None and (point := _point(group, quantizer, cost)) is not None:
+            curves.setdefault(curve, []).append(point)
     return Panel(
         network=network,
         quantizer=quantizer,
         curves={name: sorted(points, key=lambda point: point.cost) for name, points in curves.items()},
-        lines=lines,
+        lines={label: _top1(groups[label], quantizer)[0] for label in LINES if label in groups},
     )
+
+
+def _curve_of(label: str) -> str | None:
+    """The curve that a setting is a point of; None where it has no place in the plot."""
+    generator, *options = label.split()
+    if set(options[::2]) <= BUDGET_OPTIONS and not label.endswith(_OFF_THE_CURVE) and generator in ("dffg", *RIVALS):
+        return generator
+    return OTHERS_OF_OURS if arena_tables.is_ours(label) else None
 
 
 def _point(group: list[dict[str, Any]], quantizer: str, cost: Callable[[dict[str, Any]], float | None]) -> Point | None:
@@ -104,8 +105,8 @@ def _point(group: list[dict[str, Any]], quantizer: str, cost: Callable[[dict[str
 
 
 def _top1(group: list[dict[str, Any]], quantizer: str) -> tuple[float, float]:
-    values = [cell["scores"][quantizer]["float_top1"] - cell["scores"][quantizer]["drop_points"] for cell in group]
-    return mean_and_deviation(values)
+    scores = [score for cell in group if (score := arena_tables.score_of(cell, quantizer))]
+    return mean_and_deviation([score["float_top1"] - score["drop_points"] for score in scores])
 
 
 def passes_of(cell: dict[str, Any]) -> float | None:
@@ -150,23 +151,28 @@ def _cost_plot(shown: list[Panel], theme: str, cost: str) -> Figure:
     return figure
 
 
+def _style(name: str, colors: dict[str, str]) -> dict[str, Any]:
+    if name == "dffg":
+        return {"color": colors["ours"], "marker": "o", "linewidth": 2.5, "markersize": 7, "zorder": 3}
+    if name == OTHERS_OF_OURS:
+        return {"color": colors["ours"], "marker": "o", "linestyle": "none", "markerfacecolor": "none", "markersize": 5}
+    color, marker = RIVALS[name]
+    return {"color": color, "marker": marker, "linewidth": 1.2, "markersize": 5, "zorder": 2}
+
+
 def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
     for name, points in panel.curves.items():
-        color, marker = (colors["ours"], "o") if name == "dffg" else RIVALS[name]
         axes.errorbar(
             [point.cost for point in points],
             [point.top1 for point in points],
             yerr=[point.deviation for point in points],
-            color=color,
-            marker=marker,
             label=name,
-            linewidth=2.5 if name == "dffg" else 1.2,
-            markersize=7 if name == "dffg" else 5,
             elinewidth=0.8,
-            zorder=3 if name == "dffg" else 2,
+            **_style(name, colors),
         )
     for name, value in panel.lines.items():
-        axes.axhline(value, color=colors["real" if name == REAL else "noise"], linestyle="--", label=name)
+        color, line = LINES[name]
+        axes.axhline(value, color=colors[color], linestyle=line, label=name)
     tops = [point.top1 for points in panel.curves.values() for point in points] + list(panel.lines.values())
     best = max(tops)
     # Failures far below would flatten what is compared.

@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "arena": arena_tables.arena_table,
     "arena_short": arena_tables.arena_short_table,
     "arena_full": arena_tables.arena_full_table,
+    "equal_passes": arena_tables.equal_passes_table,
     "arena_claims": arena_tables.claims_table,
     "pareto": arena_tables.pareto_table,
     "lowbits_short": lowbits_tables.lowbits_short_table,

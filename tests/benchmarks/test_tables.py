@@ -59,6 +59,20 @@ def test_the_arena_shows_mean_and_deviation_over_seeds(store):
     assert list(found)[:2] == ["real images", "noise"]
 
 
+def test_equal_passes_stand_together(store):
+    long = cell("zeroq steps 64", 0, 1.0, passes=64.0), cell("dffg steps 32 keep_every 2", 0, 1.0, passes=7.75)
+    store["arena"] = [*long, *ARENA]
+    found = arena_tables.equal_passes_table()
+    assert [(line.split("|")[1].strip(), line.split("|")[2].strip()) for line in found.splitlines()[2:]] == [
+        ("dffg", "4"),
+        ("dffg variability none", "4"),
+        ("genie steps 4 batch_size 64", "4"),
+        ("dffg steps 64 keep_every 4", "15.25"),
+        ("zeroq steps 16", "16"),
+        ("zeroq steps 64", "64"),
+    ]
+
+
 def test_noise_with_sigma_ranges_stands_in_every_column_of_its_widths(store):
     store["arena"] = [*ARENA, cell("sigma-noise", 0, 7.0, quantizer="W4A4 sigma", passes=0.0)]
     assert rows(arena_tables.arena_table())["sigma-noise"] == ["0", "7.00", "7.00"]
@@ -106,17 +120,19 @@ def test_claims_are_made_at_widths_that_only_the_main_sources_have(store):
 def test_rivals_that_beat_our_defaults_are_listed_by_their_cost(store):
     store["arena"] = [*ARENA, cell("sigma-noise", 0, 4.0, quantizer="W4A4 sigma", passes=0.0)]
     (ahead,) = rows(arena_tables.pareto_table()).values()
-    # zeroq is worse than ours, noise too, and our own settings are no rivals
+    # zeroq is worse than ours, noise too
     assert sorted(ahead[0].split("; ")) == [
         "genie steps 4 batch_size 64 (4: +3.25 +- 0.56)",
         "sigma-noise (0: +1.25 +- 0.56)",
     ]
     assert ahead[1] == "dgh (500: +4.25 +- 0.56)"
+    ours = ["dffg steps 64 keep_every 4 (15.25: +2.25 +- 0.56)", "dffg variability none (4: +5.25 +- 0.56)"]
+    assert sorted(ahead[2].split("; ")) == ours
 
 
 def test_a_lead_within_the_error_is_none(store):
     store["arena"] = [cell("real images", 0, 5.0), cell("noise", 0, 5.0), cell("dffg", 0, 5.0), cell("zeroq", 0, 4.6)]
-    assert list(rows(arena_tables.pareto_table()).values()) == [["none", "none"]]
+    assert list(rows(arena_tables.pareto_table()).values()) == [["none", "none", "none"]]
 
 
 def test_cells_on_fewer_images_are_not_taken_for_further_seeds(store):
@@ -205,11 +221,20 @@ def test_speed_is_a_median_of_ratios_within_a_round(store):
 
 
 def test_curves_hold_what_differs_in_passes_alone(store):
-    store["arena"] = [*ARENA, cell("dffg burn_in 15", 0, 1.0, passes=16.0), cell("dffg steps 1", 0, 1.0, passes=1.0)]
+    aside = [cell("dffg burn_in 15", 0, 1.0, passes=16.0), cell("dffg steps 1", 0, 1.0, passes=1.0)]
+    store["arena"] = [*ARENA, *aside, cell("i-fgsm", 0, 2.0), cell("ones", 0, 2.0, passes=0.0)]
     (panel,) = figures.panels(figures.passes_of)
     assert [(point.cost, point.top1) for point in panel.curves["dffg"]] == [(4.0, 84.75), (15.25, 87.0)]
+    others = [(point.cost, point.top1) for point in panel.curves[figures.OTHERS_OF_OURS]]
+    assert sorted(others) == [(1.0, 89.0), (4.0, 88.0), (4.0, 90.0), (16.0, 89.0)]
     assert panel.lines == {"real images": 85.0, "noise": 79.0}
-    assert set(panel.curves) == {"dffg", "zeroq", "dgh", "genie"}
+    assert set(panel.curves) == {"dffg", "zeroq", "dgh", "genie", figures.OTHERS_OF_OURS}
+
+
+def test_noise_with_sigma_ranges_is_a_line_beside_every_quantizer_of_its_widths(store):
+    store["arena"] = [*ARENA, cell("sigma-noise", 0, 7.0, quantizer="W4A4 sigma", passes=0.0)]
+    (panel,) = figures.panels(figures.passes_of)
+    assert panel.lines == {"real images": 85.0, "noise": 79.0, "sigma-noise": 83.0}
 
 
 def test_seconds_are_those_of_the_speed_suite(store):
@@ -218,7 +243,7 @@ def test_seconds_are_those_of_the_speed_suite(store):
     store["speed"] = [{"network": "cifar10_resnet20", "seconds_per_pass": {"dffg": 0.01}}]
     (panel,) = figures.panels(figures.seconds_of)
     assert [point.cost for point in panel.curves["dffg"]] == pytest.approx([0.01 * 4 * 64, 0.01 * 15.25 * 64])
-    assert set(panel.curves) == {"dffg"}
+    assert set(panel.curves) == {"dffg", figures.OTHERS_OF_OURS}
 
 
 @pytest.mark.parametrize("theme", figures.THEMES)
