@@ -155,7 +155,8 @@ def _style(name: str, colors: dict[str, str]) -> dict[str, Any]:
     if name == "dffg":
         return {"color": colors["ours"], "marker": "o", "linewidth": 2.5, "markersize": 7, "zorder": 3}
     if name == OTHERS_OF_OURS:
-        return {"color": colors["ours"], "marker": "o", "linestyle": "none", "markerfacecolor": "none", "markersize": 5}
+        hollow = {"linestyle": "none", "markerfacecolor": "none", "markersize": 7}
+        return {"color": colors["ours"], "marker": "o", "zorder": 4, **hollow}
     color, marker = RIVALS[name]
     return {"color": color, "marker": marker, "linewidth": 1.2, "markersize": 5, "zorder": 2}
 
@@ -178,7 +179,8 @@ def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
     # Failures far below would flatten what is compared.
     lowest = max(min(tops), best - 6 * max(best - panel.lines.get(REAL, best), 4.0))
     axes.set_ylim(lowest - 0.05 * (best - lowest), best + 0.08 * (best - lowest))
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=4)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(f"{panel.network}, {panel.quantizer}", fontsize=10)
     axes.grid(True, linewidth=0.5)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks import lowbits, records
+from benchmarks import claims, lowbits, records
 from benchmarks.int8 import OURS
+from benchmarks.networks import REAL
 from benchmarks.tables import Records, is_timed_beside_others, latest, spread, unique
 from dffg.device import CPU
 
@@ -57,6 +58,25 @@ def lowbits_short_table() -> str:
                 name = f"{network} ({cells[0]['float_top1']:.2f} %, {cells[0]['count']})"
                 lines.append(f"| {name} | {method} | {' | '.join(drops)} |")
     return "\n".join(lines)
+
+
+def lowbits_claims_table() -> str:
+    """Learned widths: ours beside real images and noise, where real images went through the same steps."""
+    found = [record for record in results() if record["method"] == lowbits.RECONSTRUCTION]
+    lines = [claims.HEAD]
+    for network in unique(found, "network"):
+        for bits in lowbits.BITS:
+            ours, real, noise = (
+                _summary([r for r in found if (r["network"], r["bits"], r["source"]) == (network, bits, source)])
+                for source in (OURS, REAL, lowbits.NOISE)
+            )
+            if ours and real:
+                lines.append(claims.row(f"{network} {bits} {lowbits.RECONSTRUCTION}", ours, real, noise))
+    return "\n".join(lines)
+
+
+def _summary(cell: Records) -> claims.Summary | None:
+    return claims.summary(cell[0]["source"], cell) if cell else None
 
 
 def _row(network: str, bits: str, method: str, cell: Records) -> str:
