@@ -178,7 +178,15 @@ def test_without_scripts_everything_can_be_read_and_no_button_is_in_the_way(brow
     page = open_page(browser, pages["report"], java_script_enabled=False)
     assert page.locator("button.theme").is_hidden()
     assert page.locator("button.copy").is_hidden()
-    assert page.locator("svg").count() == 2
+    assert page.locator("svg").count() == 3
+
+
+@pytest.mark.parametrize("width", [1200, 375])
+def test_ranges_stand_below_the_noise_of_the_same_layers(browser, pages, width):
+    page = open_page(browser, pages["report"], width)
+    above, below = (page.get_by_role("img", name=name).bounding_box() for name in ("Signal to noise", "Input ranges"))
+    assert (below["x"], below["width"]) == (above["x"], above["width"])
+    assert below["y"] > above["y"] + above["height"]
 
 
 def test_paper_is_light_and_shows_everything(browser, pages, tmp_path):

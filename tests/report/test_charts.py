@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dffg.report.charts import comparison_chart, loss_chart, sqnr_chart
+from dffg.report.charts import comparison_chart, loss_chart, range_chart, sqnr_chart
 from tests.report.pages import HOSTILE
 
 LAYERS = {"first": 40.0, "second": 20.0, "third": None, "fourth": -5.0, "fifth": 30.0, "sixth": 10.0}
@@ -89,8 +89,40 @@ def test_a_bar_says_its_layer_and_figure():
     assert root.get("aria-label") == "Signal to noise ratio of 6 layers, -5.0 to 40.0 dB"
 
 
+RANGES = {"first": (0.0, 4.0), "second": (-2.0, 6.0), "third": None, "fourth": (-1.0, 1.0)}
+
+
+def test_a_bar_covers_the_input_range_of_its_layer():
+    root = parsed(range_chart(RANGES, LAYERS))
+    edges = {
+        name: (max(y for _, y in bar), min(y for _, y in bar))
+        for index, name in enumerate(RANGES)
+        for bar in [points(root, f"range-layer-{index}")]
+    }
+    zero, unit = edges["first"][0], (edges["first"][0] - edges["first"][1]) / 4
+    values = {name: tuple((zero - y) / unit for y in ends) for name, ends in edges.items()}
+    assert values == {name: pytest.approx(found or (0, 0), abs=0.01) for name, found in RANGES.items()}
+    assert root.get("aria-label") == "Input ranges of 4 layers, within -2 to 6"
+    titles = [entry.text for entry in root.iter(f"{SVG}title")]
+    assert titles == ["first: 0 to 4", "second: -2 to 6", "third: no range", "fourth: -1 to 1"]
+
+
+def test_the_ranges_of_the_noisiest_layers_stand_out():
+    text = str(range_chart(dict.fromkeys(LAYERS, (0.0, 1.0)), LAYERS))
+    warned = re.findall(r'id="range-layer-(\d)"(?:(?!</g>).)*var\(--warn\)', text, flags=re.DOTALL)
+    assert [list(LAYERS)[int(index)] for index in warned] == ["second", "fourth", "sixth"]
+
+
+def test_ranges_of_very_different_widths_can_all_be_seen():
+    root = parsed(range_chart({"wide": (-1000.0, 1000.0), "narrow": (0.0, 10.0)}, {}))
+    wide, narrow = ([y for _, y in points(root, f"range-layer-{index}")] for index in range(2))
+    assert max(narrow) - min(narrow) > 0.03 * (max(wide) - min(wide))
+    assert not [text.text for text in root.iter(f"{SVG}text") if "$" in text.text]
+
+
 def test_without_figures_there_is_no_bar():
     assert sqnr_chart({"a": None}) is None
+    assert range_chart({"a": None}, {"a": 1.0}) is None
     assert comparison_chart({"run": {"a": None}, "other": {}}) is None
 
 
@@ -115,8 +147,13 @@ def test_runs_are_lines_with_layers_of_one_name_above_each_other():
 
 @pytest.mark.parametrize(
     "chart",
-    [loss_chart([[2.0, 1.0]], 0), sqnr_chart({HOSTILE: 1.0}), comparison_chart({HOSTILE: {HOSTILE: 1.0}, "$": {}})],
-    ids=["loss", "sqnr", "comparison"],
+    [
+        loss_chart([[2.0, 1.0]], 0),
+        sqnr_chart({HOSTILE: 1.0}),
+        range_chart({HOSTILE: (0.0, 1.0)}, {HOSTILE: 1.0}),
+        comparison_chart({HOSTILE: {HOSTILE: 1.0}, "$": {}}),
+    ],
+    ids=["loss", "sqnr", "range", "comparison"],
 )
 def test_a_chart_is_one_element_in_the_colors_of_the_page(chart):
     root = parsed(chart)

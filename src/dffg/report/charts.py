@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -52,6 +53,7 @@ _STRAIGHT = 30
 
 Losses = Sequence[Sequence[float | None]]
 SqnrByLayer = dict[str, float | None]
+RangeByLayer = dict[str, tuple[float, float] | None]
 
 
 def loss_chart(losses: Losses, burn_in: int) -> Markup | None:
@@ -68,9 +70,7 @@ def loss_chart(losses: Losses, burn_in: int) -> Markup | None:
             axes.plot(*zip(*points), color=_ACCENT, linewidth=1.4, alpha=0.75, gid=f"chain-{chain}")
         if min(values) > 0 and max(values) > _STRAIGHT * min(values):
             axes.set_yscale("log")
-            # matplotlib's own labels are formulas, which are not drawn here.
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: "")
+            _write_numbers(axes)
         else:
             axes.set_ylim(bottom=min(0.0, *values))
         axes.set_xlim(1, last)
@@ -85,24 +85,37 @@ def loss_chart(losses: Losses, burn_in: int) -> Markup | None:
 
 def sqnr_chart(layers: SqnrByLayer) -> Markup | None:
     """A bar for every layer in order of execution, the noisiest in another color. None where nothing is known."""
-    known = {name: value for name, value in layers.items() if value is not None}
+    known = [value for value in layers.values() if value is not None]
     if not known:
         return None
-    worst = sorted(known, key=known.__getitem__)[:WORST]
 
     def draw(axes: Axes) -> None:
-        heights = [value or 0.0 for value in layers.values()]
-        colors = [_WARN if name in worst else _ACCENT for name in layers]
-        for index, bar in enumerate(axes.bar(range(1, len(layers) + 1), heights, color=colors, width=0.72)):
-            bar.set_gid(f"layer-{index}")
-        axes.set_xlim(0.3, len(layers) + 0.7)
-        axes.set_xlabel("layer, in order of execution")
+        _draw_bars(axes, {name: (0.0, value or 0.0) for name, value in layers.items()}, _noisiest(layers))
         axes.set_ylabel("SQNR, dB")
-        axes.xaxis.set_major_locator(_whole_numbers())
 
     titles = {f"layer-{index}": f"{name}: {_decibels(value)}" for index, (name, value) in enumerate(layers.items())}
-    low, high = (f"{ends(known.values()):.1f}" for ends in (min, max))
-    return _chart("sqnr", f"Signal to noise ratio of {len(layers)} layers, {low} to {high} dB", draw, titles)
+    label = f"Signal to noise ratio of {len(layers)} layers, {min(known):.1f} to {max(known):.1f} dB"
+    return _chart("sqnr", label, draw, titles)
+
+
+def range_chart(ranges: RangeByLayer, sqnr: SqnrByLayer) -> Markup | None:
+    """A bar over the input range of every layer, in the places and colors of `sqnr_chart`. None without ranges."""
+    known = [found for found in ranges.values() if found is not None]
+    if not known:
+        return None
+    lowest, highest = min(low for low, _ in known), max(high for _, high in known)
+
+    def draw(axes: Axes) -> None:
+        _draw_bars(axes, {name: found or (0.0, 0.0) for name, found in ranges.items()}, _noisiest(sqnr))
+        axes.set_ylabel("input range")
+        sizes = [max(-low, high) for low, high in known]
+        if max(sizes) > _STRAIGHT * min(sizes):
+            # Straight up to a power of ten, which is where there are labels.
+            axes.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(max(sizes) / _STRAIGHT)))
+            _write_numbers(axes)
+
+    titles = {f"layer-{index}": f"{name}: {_interval(found)}" for index, (name, found) in enumerate(ranges.items())}
+    return _chart("range", f"Input ranges of {len(ranges)} layers, within {lowest:.3g} to {highest:.3g}", draw, titles)
 
 
 def comparison_chart(runs: dict[str, SqnrByLayer]) -> Markup | None:
@@ -129,6 +142,29 @@ def comparison_chart(runs: dict[str, SqnrByLayer]) -> Markup | None:
     return _chart("comparison", label, draw, {}, width=560, height=240 + 17 * len(runs))
 
 
+def _noisiest(layers: SqnrByLayer) -> list[str]:
+    known = {name: value for name, value in layers.items() if value is not None}
+    return sorted(known, key=known.__getitem__)[:WORST]
+
+
+def _draw_bars(axes: Axes, spans: dict[str, tuple[float, float]], marked: Collection[str]) -> None:
+    """A bar for every layer in order of execution, from one value to another."""
+    heights, starts = [end - start for start, end in spans.values()], [start for start, _ in spans.values()]
+    colors = [_WARN if name in marked else _ACCENT for name in spans]
+    bars = axes.bar(range(1, len(spans) + 1), heights, bottom=starts, color=colors, width=0.72)
+    for index, bar in enumerate(bars):
+        bar.set_gid(f"layer-{index}")
+    axes.set_xlim(0.3, len(spans) + 0.7)
+    axes.set_xlabel("layer, in order of execution")
+    axes.xaxis.set_major_locator(_whole_numbers())
+
+
+def _write_numbers(axes: Axes) -> None:
+    """On a logarithmic axis, where matplotlib's own labels are formulas, which are not drawn here."""
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
+
+
 def _numbers(losses: Sequence[float | None]) -> list[tuple[int, float]]:
     """Number of the pass, from 1, and its loss."""
     return [(index + 1, loss) for index, loss in enumerate(losses) if loss is not None]
@@ -142,6 +178,10 @@ def _whole_numbers() -> Locator:
 
 def _decibels(value: float | None) -> str:
     return "no figure" if value is None else f"{value:.1f} dB"
+
+
+def _interval(found: tuple[float, float] | None) -> str:
+    return "no range" if found is None else f"{found[0]:.3g} to {found[1]:.3g}"
 
 
 def _chart(

@@ -176,6 +176,12 @@ def sqnr_by_layer(report: Plain) -> dict[str, float | None]:
     return {layer["name"]: layer["sqnr_db"] for layer in report["layers"]}
 
 
+def range_by_layer(report: Plain) -> dict[str, tuple[float, float] | None]:
+    """Lowest and highest input that its integers represent, in order of execution; None where a report has none."""
+    ranges = {layer["name"]: layer.get("input_range") for layer in report["layers"]}
+    return {name: (found[0], found[1]) if found else None for name, found in ranges.items()}
+
+
 def left_in_float(report: Plain) -> dict[str, list[str]]:
     """Operations that are computed in float, by what keeps them from integers, which earlier reports do not say."""
     unsaid = f"no integer kernel in {report['target']} as they are used here"

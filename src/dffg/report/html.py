@@ -18,7 +18,7 @@ from dffg.config import Budget
 from dffg.errors import InputError
 from dffg.images import SyntheticSet
 from dffg.output import file_hash, staged_directory, staged_file
-from dffg.report.charts import comparison_chart, loss_chart, sqnr_chart
+from dffg.report.charts import comparison_chart, loss_chart, range_chart, sqnr_chart
 from dffg.report.comparison import differences, run_of
 from dffg.report.facts import (
     Plain,
@@ -27,6 +27,7 @@ from dffg.report.facts import (
     key_facts,
     left_in_float,
     number,
+    range_by_layer,
     sqnr_by_layer,
     verdict,
     worst_first,
@@ -48,6 +49,7 @@ def render_page(report: Plain, made: SyntheticSet | None) -> str:
         facts=key_facts(report),
         layers=worst_first(report["layers"]),
         sqnr_chart=sqnr_chart(sqnr_by_layer(report)),
+        range_chart=range_chart(range_by_layer(report), sqnr_by_layer(report)),
         loss_chart=loss_chart(made.losses, made.config.burn_in) if made else None,
         made=made,
         drawn=drawn,
