@@ -2,7 +2,15 @@
 
 Every module has a `run_chain(captured, config, chain)` like `dffg.chain`, re-implemented from formulas, with its paper,
 its constants and where we differ in the docstring. The -fgsm family and dffg are settings of `dffg.chain`
-(`dffg.config.synthesis.GENERATOR_DEFAULTS`).
+(`dffg.config.synthesis.GENERATOR_DEFAULTS`). The attacks are turned downhill and matched exactly (slack 0); our step
+size, start and bounds take the place of theirs, which belong to a ball around a clean image:
+
+    i-fgsm     Kurakin et al., ICLR 2017 workshop: no momentum (decay 0)
+    mi-fgsm    Dong et al., CVPR 2018: momentum that never forgets (decay 1)
+    ni-fgsm    Lin et al., ICLR 2020: decay 1, the gradient taken where the velocity leads (Nesterov)
+    vmi-fgsm   Wang and He, CVPR 2021: decay 1, the variance of the gradient around the image added; 2 samples in place
+               of 20, which would cost 21 passes a step, within strength 0.4 (1.5 times the attack's radius of 16/255)
+    di-fgsm    Xie et al., CVPR 2019: decay 0, random views with probability 1/2; ours flip and roll besides
 """
 
 from __future__ import annotations

@@ -35,8 +35,7 @@ LEARNING_DEFAULTS: tuple[dict[str, Any], ...] = (
     {"start": "pictures"},
     {"steps": 48, "burn_in": 47, "step_size": 1 / 48},
 )
-# The attacks as published, turned downhill: MI and NI never forget; VMI has 2 samples in place of 20, which would cost
-# 21 passes a step; DI flips and rolls besides. Step size, start and bounds are ours, and the loss, matched exactly.
+# The attacks as published, turned downhill; `dffg.baselines` names the paper of each and where we differ.
 _ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "slack": 0.0, "variability": "none"}
 # What an option is where it is not given, by generator. A generator that is not listed with an option does not have it:
 # it is fixed by its paper and written in `dffg.baselines`.
