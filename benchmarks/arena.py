@@ -53,6 +53,11 @@ class Contestant:
         """Its name, with the options that differ from the generator's defaults."""
         return " ".join([self.generator, *(f"{name} {value}" for name, value in self.options.items())])
 
+    @property
+    def count(self) -> int:
+        """Images that it makes."""
+        return int(self.options.get("count", COUNT))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -106,6 +111,8 @@ LONG = (
     _of("deepinversion"),
     _of(PEER),
 )
+# More images and fewer, on small networks.
+COUNTED = tuple(_of(name, count=count) for name in (REAL, "noise", "dffg") for count in (16, 32, 128, 256))
 LARGEST_SMALL = 64
 SUITES = {
     "smoke": Suite(
@@ -127,7 +134,7 @@ SUITES = {
     ),
     "full": Suite(
         networks=("kws_dscnn", "cifar10_resnet20", "cifar10_resnet56", "efficientnet_lite0", "mobilenet_v2"),
-        contestants=(*YARDSTICKS, *FAST, *SHORT, *LONG),
+        contestants=(*YARDSTICKS, *FAST, *SHORT, *LONG, *COUNTED),
         seeds=(0, 1, 2),
         examples=5000,
     ),
@@ -207,7 +214,7 @@ def _measure(scorer: _Scorer, item: tuple[Contestant, int]) -> Iterator[dict[str
         raise cells.Skipped(f"{contestant.label} on {scorer.benchmark.name}: {made}")
     yield {
         **_cell(scorer.benchmark, *item),
-        "images": COUNT,
+        "images": contestant.count,
         "seconds": made.seconds,
         "passes_per_image": made.passes_per_image,
         "peer": made.peer,
@@ -217,8 +224,10 @@ def _measure(scorer: _Scorer, item: tuple[Contestant, int]) -> Iterator[dict[str
 
 def make(benchmark: Benchmark, captured: Captured, contestant: Contestant, seed: int) -> Made | str:
     """The images of a contestant, or the reason why there are none."""
+    if contestant in COUNTED and is_large(benchmark.spec):
+        return "numbers of images are compared on small networks"
     if contestant.generator == REAL:
-        return Made(inputs=benchmark.real_images(COUNT, seed), seconds=0.0, passes_per_image=0.0)
+        return _real(benchmark, contestant.count, seed)
     if contestant in LONG and is_large(benchmark.spec):
         return "it takes over half an hour at this size; python -m benchmarks speed times some iterations"
     if contestant.generator == PEER:
@@ -233,8 +242,15 @@ def make(benchmark: Benchmark, captured: Captured, contestant: Contestant, seed:
     )
 
 
+def _real(benchmark: Benchmark, count: int, seed: int) -> Made | str:
+    there = len(benchmark.calibration)
+    if count > there:
+        return f"there are {there} real images to calibrate with"
+    return Made(inputs=benchmark.real_images(count, seed), seconds=0.0, passes_per_image=0.0)
+
+
 def _synthesis(contestant: Contestant, seed: int) -> SynthesisConfig:
-    return SynthesisConfig(count=COUNT, generator=contestant.generator, seed=seed, **contestant.options)
+    return SynthesisConfig(generator=contestant.generator, seed=seed, **{"count": COUNT, **contestant.options})
 
 
 def config_of(contestant: Contestant, seed: int) -> dict[str, Any]:

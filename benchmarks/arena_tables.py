@@ -58,6 +58,11 @@ MAIN_SOURCES = (REAL, OURS, "noise", "uniform", "sigma-noise")
 
 
 def cells() -> Records:
+    """The newest result of every cell with the usual number of images."""
+    return [cell for cell in all_cells() if cell["images"] == arena.COUNT]
+
+
+def all_cells() -> Records:
     """The newest result of every cell, on as many evaluation images as any cell of the network has.
 
     What was measured with defaults that are no longer ours is not shown.
@@ -94,6 +99,24 @@ def arena_short_table() -> str:
 def equal_passes_table() -> str:
     """What gets about as many passes for every image stands together."""
     return _drops([[c for c in cells() if _is_near(c["passes_per_image"], budget)] for budget in EQUAL_PASSES])
+
+
+def counted_table() -> str:
+    """Drop by the number of images, where others than the usual one were measured."""
+    counted = [cell for cell in all_cells() if cell["label"].split(" count ")[0] in (REAL, "noise", OURS)]
+    others = {cell["network"] for cell in counted if cell["images"] != arena.COUNT}
+    shown = [column for column in judged() if column[0] in others]
+    if not shown:
+        return "Not measured yet: `python -m benchmarks run --suite full` does."
+    heads = " | ".join(f"{network} {scored}" for network, scored in shown)
+    lines = [f"| images | number | passes | {heads} |", f"|---|---|---|{'---|' * len(shown)}"]
+    for source in (REAL, "noise", OURS):
+        for count in sorted(unique(counted, "images")):
+            found = [c for c in counted if c["images"] == count and c["label"].split(" count ")[0] == source]
+            if found:
+                drops = " | ".join(_drop(found, network, scored) for network, scored in shown)
+                lines.append(f"| {source} | {count} | {found[0]['passes_per_image']:.4g} | {drops} |")
+    return "\n".join(lines)
 
 
 def _is_near(passes: float, budget: int) -> bool:

@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "arena": arena_tables.arena_table,
     "arena_short": arena_tables.arena_short_table,
     "arena_full": arena_tables.arena_full_table,
+    "counted": arena_tables.counted_table,
     "equal_passes": arena_tables.equal_passes_table,
     "arena_claims": arena_tables.claims_table,
     "faster": arena_tables.faster_table,

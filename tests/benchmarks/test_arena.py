@@ -1,10 +1,13 @@
+from dataclasses import asdict, replace
+
 import pytest
 from benchmarks.arena import Contestant, Suite, narrowed, passes_per_image
 
 from benchmarks import arena, records
+from dffg.captured import capture
 from dffg.config import SynthesisConfig
 from dffg.spec import ImageSpec
-from tests.benchmarks.small import small_benchmark
+from tests.benchmarks.small import SPEC, small_benchmark
 
 CONTESTANTS = (
     Contestant(generator=arena.REAL),
@@ -100,6 +103,24 @@ def test_a_cell_of_other_defaults_is_measured_again(results, monkeypatch):
     monkeypatch.setattr(records, "append", lambda suite, cell: measured.append(cell["label"]))
     arena.run(suite, load)
     assert measured == ["dffg steps 4"]
+
+
+def test_a_contestant_can_have_a_number_of_images_of_its_own():
+    counted = [Contestant(generator=name, options={"count": 32}) for name in (arena.REAL, "noise", "dffg")]
+    assert [one.label for one in counted] == ["real images count 32", "noise count 32", "dffg count 32"]
+    assert all(one in arena.COUNTED for one in counted)
+    images = [arena.make(small_benchmark(), capture(small_benchmark().model, spec=SPEC), one, 0) for one in counted]
+    assert [len(made.inputs) for made in images] == [32, 32, 32]
+    assert arena.config_of(counted[2], 0)["count"] == 32
+    assert arena.config_of(Contestant(generator="dffg"), 0) == asdict(SynthesisConfig(count=64, seed=0))
+
+
+def test_more_real_images_than_there_are_and_counts_on_large_networks_are_skipped():
+    benchmark = small_benchmark()
+    many = Contestant(generator=arena.REAL, options={"count": 128})
+    assert arena.make(benchmark, None, many, 0) == "there are 80 real images to calibrate with"
+    large = replace(benchmark, spec=ImageSpec(shape=(3, 224, 224)))
+    assert arena.make(large, None, many, 0) == "numbers of images are compared on small networks"
 
 
 def test_widths_are_those_where_the_data_matters():

@@ -9,19 +9,26 @@ import pytest
 from benchmarks import ablation, arena, arena_tables, figures, records, render, speed, tables
 
 
-def cell(label, seed, drop, *, network="cifar10_resnet20", passes=4.0, quantizer="W4A4 mse", top1=90.0, se=0.5):
+def cell(
+    label, seed, drop, *, network="cifar10_resnet20", passes=4.0, quantizer="W4A4 mse", top1=90.0, se=0.5, kl=None
+):
     return {
         "network": network,
         "generator": label.split()[0] if label != "real images" else label,
         "label": label,
         "seed": seed,
         "count": 1000,
-        "images": 64,
+        "images": arena_tables.CONTESTANTS[label].count,
         "seconds": 1.0,
         "passes_per_image": passes,
         "config": arena.config_of(arena_tables.CONTESTANTS[label], seed),
         "scores": {
-            quantizer: {"float_top1": top1, "drop_points": drop, "standard_error": se, "kl_to_float": drop / 10}
+            quantizer: {
+                "float_top1": top1,
+                "drop_points": drop,
+                "standard_error": se,
+                "kl_to_float": drop / 10 if kl is None else kl,
+            }
         },
     }
 
@@ -34,7 +41,7 @@ ARENA = [
     *(cell("zeroq steps 16", seed, 9.0, passes=16.0) for seed in range(2)),
     *(cell("dgh", seed, 1.0, passes=500.0) for seed in range(2)),
     *(cell("genie steps 4 batch_size 64", seed, 2.0, passes=4.0) for seed in range(2)),
-    *(cell("dffg variability none", seed, 0.0) for seed in range(2)),
+    *(cell("dffg variability none", seed, 0.0, kl=0.2) for seed in range(2)),
 ]
 
 
@@ -71,6 +78,39 @@ def test_equal_passes_stand_together(store):
         ("zeroq steps 16", "16"),
         ("zeroq steps 64", "64"),
     ]
+
+
+def test_drops_by_the_number_of_images_appear_once_there_are_some(store):
+    store["arena"] = ARENA
+    assert arena_tables.counted_table().startswith("Not measured yet")
+    store["arena"] = [
+        *ARENA,
+        cell("dffg count 16", 0, 8.0, passes=13.0),
+        cell("real images count 256", 0, 4.5, passes=0.0),
+    ]
+    assert [line.strip("| ") for line in arena_tables.counted_table().splitlines()[2:]] == [
+        "real images | 64 | 0 | - | 5.00 +- 1.41",
+        "real images | 256 | 0 | - | 4.50",
+        "noise | 64 | 0 | - | 11.00 +- 0.00",
+        "dffg | 16 | 13 | - | 8.00",
+        "dffg | 64 | 4 | - | 5.25 +- 0.35",
+    ]
+    assert "count" not in arena_tables.arena_table() + arena_tables.pareto_table()
+
+
+def test_speed_is_claimed_beside_accuracy(store):
+    store["arena"] = [*ARENA, *(cell("zeroq", seed, 5.5, passes=500.0) for seed in range(2))]
+    assert rows(arena_tables.faster_table()) == {}
+    store["speed"] = [{"network": "cifar10_resnet20", "times_ours": {"zeroq": 110.6, "mct": 250.0}}]
+    assert rows(arena_tables.faster_table()) == {
+        "cifar10_resnet20 W4A4 mse": ["zeroq (2)", "111", "5.25", "5.50", "level"]
+    }
+
+
+def test_views_stand_beside_none(store):
+    store["arena"] = ARENA
+    (found,) = rows(arena_tables.views_table()).values()
+    assert found[:3] == ["2", "-5.25 +- 0.56", "worse"]
 
 
 def test_noise_with_sigma_ranges_stands_in_every_column_of_its_widths(store):
