@@ -14,8 +14,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import arena_tables, effort, mixed, records, tables
+from benchmarks import arena_tables, effort, mixed, records
 from benchmarks.networks import REAL
+from benchmarks.step_tables import steps
 from benchmarks.tables import mean_and_deviation
 from dffg.device import CPU
 
@@ -262,7 +263,7 @@ def roofline(theme: str) -> Figure:
 
 def _steps_here() -> list[dict[str, Any]]:
     """Those of one roof: what the processor has done."""
-    return [record for record in tables.steps() if record["device"] == CPU]
+    return [record for record in steps() if record["device"] == CPU]
 
 
 def _draw_roof(axes: Axes, shown: list[dict[str, Any]], colors: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from benchmarks import (
     patches,
     ranges,
     scale,
+    step_tables,
     tables,
     targets,
 )
@@ -35,7 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "diversity": tables.diversity_table,
     "diversity_predicts": tables.diversity_predicts_table,
     "speed": tables.speed_table,
-    "step": tables.step_table,
+    "step": step_tables.step_table,
     "growth": tables.growth_table,
     "command": command.command_table,
     "ranges": ranges.ranges_table,

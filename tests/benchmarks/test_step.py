@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import figures, records, step, tables
+from benchmarks import figures, records, step, step_tables
 from dffg.captured import capture
 from dffg.device import device_named
 from dffg.spec import ImageSpec
@@ -54,8 +54,8 @@ def test_the_table_shows_the_last_measurement_of_every_setting(monkeypatch):
     record = {"network": "net", "size": 32, "batch": 64, "threads": 2, **step.describe([{"floor": 0.1, "fast": 0.16}])}
     other = {**record, "threads": 1, **step.describe([{"floor": 0.2, "fast": 0.5, "mct": 1.0}])}
     older = {**record, **step.describe([{"floor": 9.0, "fast": 9.0}])}
-    monkeypatch.setattr(tables.records, "read", lambda suite: [older, record, other])
-    lines = tables.step_table().splitlines()
+    monkeypatch.setattr(step_tables.records, "read", lambda suite: [older, record, other])
+    lines = step_tables.step_table().splitlines()
     assert lines[2:] == [
         "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | - |",
         "| net, 32 | 64 | 1 | 200 ms | 2.50x | 128.0 | 5.00x |",
@@ -66,8 +66,8 @@ def test_what_the_last_run_left_out_is_that_of_an_earlier_one(monkeypatch):
     setting = {"network": "net", "size": 32, "batch": 64, "threads": 2}
     whole = {**setting, **step.describe([{"floor": 0.2, "fast": 0.4, "fast, bfloat16": 0.3, "zeroq": 0.6}])}
     part = {**setting, **step.describe([{"floor": 0.1, "fast": 0.16, "zeroq": 0.25}])}
-    monkeypatch.setattr(tables.records, "read", lambda suite: [whole, part])
-    (line,) = tables.step_table().splitlines()[2:]
+    monkeypatch.setattr(step_tables.records, "read", lambda suite: [whole, part])
+    (line,) = step_tables.step_table().splitlines()[2:]
     assert line == "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | 1.50x | 2.50x |"
 
 
@@ -80,8 +80,8 @@ def test_a_device_has_a_line_of_its_own_and_no_place_under_the_roof_of_the_proce
         **step.describe([{"floor": 0.1, "fast": 0.16, "mct": 0.7}]),
     }
     there = {**here, "device": "cuda:0 (H100)", **step.describe([{"floor": 0.01, "fast": 0.02}])}
-    monkeypatch.setattr(tables.records, "read", lambda suite: [here, there])
-    assert tables.step_table().splitlines()[2:] == [
+    monkeypatch.setattr(step_tables.records, "read", lambda suite: [here, there])
+    assert step_tables.step_table().splitlines()[2:] == [
         "| net, 32 | 64 | 2 | 100 ms | 1.60x | 400.0 | 7.00x |",
         "| net, 32 | 64 | cuda:0 (H100) | 10 ms | 2.00x | 3200.0 | - |",
     ]
