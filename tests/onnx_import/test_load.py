@@ -115,8 +115,32 @@ def test_partly_folded_file_works_and_says_so(tmp_path: Path) -> None:
     original, _ = network("conv")
     original[0], original[1] = nn.utils.fuse_conv_bn_eval(original[0], original[1]), nn.Identity()
     loaded = load_model(str(write(original, (3, 8, 8), tmp_path / "model.onnx", **KEPT["new"])))
-    assert loaded.notes == ("the ONNX file has 1 BatchNorm layers beside 3 convolutions and matrix products",)
+    assert loaded.notes == (
+        "the ONNX file has 1 BatchNorm layers beside 3 convolutions and matrix products; followed by one: 3",
+    )
     assert len(capture(loaded.model, spec=loaded.spec).batch_norms) == 1
+
+
+def test_an_unfolded_file_names_the_layers_without_batch_norm(tmp_path: Path) -> None:
+    original, shape = network("inverted-residual")
+    loaded = load_onnx(write(original, shape, tmp_path / "model.onnx", **KEPT["old"]))
+    counts = "the ONNX file has 4 BatchNorm layers beside 5 convolutions and matrix products"
+    assert loaded.notes == (f"{counts}; not followed by one: head.3",)
+
+
+@pytest.mark.parametrize(("count", "says"), [(8, ""), (11, " and 3 more")])
+def test_no_more_than_eight_layers_are_named(count: int, says: str, tmp_path: Path) -> None:
+    folded = [part for _ in range(count) for part in (nn.Conv2d(3, 3, 1), nn.ReLU())]
+    kept = [part for _ in range(count) for part in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))]
+    path = write(nn.Sequential(*folded, *kept), (3, 4, 4), tmp_path / "model.onnx", **KEPT["new"])
+    assert load_onnx(path).notes[0].endswith(f"; not followed by one: 0, 2, 4, 6, 8, 10, 12, 14{says}")
+
+
+def test_a_product_with_a_bias_is_followed_by_the_batch_norm_behind_the_bias(tmp_path: Path) -> None:
+    original = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm2d(3))
+    path = write(original, (3, 4, 4), tmp_path / "model.onnx", **KEPT["new"])
+    assert {"MatMul", "Add"} <= {node.op_type for node in onnx.load(path).graph.node}
+    assert load_onnx(path).notes[0].endswith("; not followed by one: none")
 
 
 # The input

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dffg.spec import ImageSpec
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_MOST_NAMES = 8
 KEEP_BATCH_NORM = (
     "Exporters fold BatchNorm into the convolutions unless told otherwise, and with it goes what the network "
     "remembers. Export again, in eval mode, with torch.onnx.export(..., dynamo=True, optimize=False) or "
@@ -60,16 +60,15 @@ def _build(model: onnx.ModelProto) -> LoadedOnnx:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     graph, version = model.graph, _version(model)
-    kinds = Counter(node.op_type for node in graph.node)
-    _refuse_unusable(kinds)
-    refuse_endless(kinds.total())
+    _refuse_unusable({node.op_type for node in graph.node})
+    refuse_endless(len(graph.node))
     inputs = [_sizes(value) for value in _inputs(graph)]
     batch = next((size for size, *_ in inputs if size is not None), None)
     module = OnnxModule(graph, version, batch).eval()
     spec = spec_of(model) or _spec([sizes for _, *sizes in inputs])
     if batch is not None:
         _require_free_batch(module, spec, batch)
-    return LoadedOnnx(module=module, spec=spec, notes=_notes(kinds))
+    return LoadedOnnx(module=module, spec=spec, notes=_notes(module))
 
 
 def _version(model: onnx.ModelProto) -> int:
@@ -79,16 +78,28 @@ def _version(model: onnx.ModelProto) -> int:
     return version
 
 
-def _refuse_unusable(kinds: Counter[str]) -> None:
+def _refuse_unusable(kinds: set[str]) -> None:
     if any(kind.startswith(_QUANTIZED) for kind in kinds):
         raise InputError("it is quantized already; give the float network.")
-    if not kinds["BatchNormalization"]:
+    if "BatchNormalization" not in kinds:
         raise StatisticsError(f"it has no BatchNormalization. {KEEP_BATCH_NORM}")
 
 
-def _notes(kinds: Counter[str]) -> tuple[str, ...]:
-    layers, norms = sum(kinds[kind] for kind in _LAYERS), kinds["BatchNormalization"]
-    return (f"the ONNX file has {norms} BatchNorm layers beside {layers} convolutions and matrix products",)
+def _notes(module: OnnxModule) -> tuple[str, ...]:
+    """How much of the BatchNorm is left, and the layers with it or those without, whichever are fewer."""
+    read = [step.inputs[0] for step in module.steps if step.operator == "BatchNormalization"]
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for step in module.steps:
+        if step.operator in _LAYERS:
+            names[step.outputs[0] in read].append(module.name_of(step))
+    layers = f"{len(read)} BatchNorm layers beside {len(names[True] + names[False])} convolutions and matrix products"
+    fewer = len(names[True]) < len(names[False])
+    return (f"the ONNX file has {layers}; {'followed' if fewer else 'not followed'} by one: {_listed(names[fewer])}",)
+
+
+def _listed(names: list[str]) -> str:
+    more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return " and ".join([", ".join(names[:_MOST_NAMES]), *more]) or "none"
 
 
 def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

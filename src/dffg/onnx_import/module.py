@@ -76,7 +76,7 @@ class OnnxModule(nn.Module):
             steps = [_with_free_batch(step, constants, batch) for step in steps]
         self.input_names = [value.name for value in graph.input if value.name not in constants]
         self._outputs = [output.name for output in graph.output]
-        self._steps = steps
+        self.steps = steps
         self._numbers: dict[str, Numbers] = {}
         self._paths: dict[str, str] = {}
         for step, index, name in _reads(steps):
@@ -87,10 +87,14 @@ class OnnxModule(nn.Module):
         """The output, or several by their names."""
         values: dict[str, Value] = {**self._numbers, **dict(zip(self.input_names, (x, *more), strict=True))}
         values.update({name: attrgetter(path)(self) for name, path in self._paths.items()})
-        for step in self._steps:
+        for step in self.steps:
             values.update(step.run(values))
         outputs = {name: values[name] for name in self._outputs}
         return outputs[self._outputs[0]] if len(outputs) == 1 else outputs
+
+    def name_of(self, layer: Step) -> str:
+        """What reports call a layer: the owner of its weight, else the node."""
+        return self._paths.get(layer.inputs[1], "").rpartition(".")[0] or layer.name
 
     def _keep(self, name: str, shown: str, value: Value, step: Step, index: int) -> None:
         if not isinstance(value, Tensor):
