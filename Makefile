@@ -22,8 +22,8 @@ demo: setup ## quantize EfficientNet-Lite0 (ImageNet) without data
 # Two halves that take as long, side by side: most tests are too small to keep two cores busy.
 FIRST := tests/quant tests/baselines tests/benchmarks tests/evaluation tests/export tests/onnx_import tests/report tests/test_readme.py tests/test_kills.py
 
-test: setup ## run the tests, the arena's smoke suite among them
-	OMP_NUM_THREADS=1 $(MAKE) --jobs=2 --output-sync=target test-first test-second
+test: setup ## run the tests, the arena's smoke suite among them; pictures of the report's page go to build/screenshots
+	OMP_NUM_THREADS=1 DFFG_SCREENSHOTS=build/screenshots $(MAKE) --jobs=2 --output-sync=target test-first test-second
 
 test-first:
 	$(BIN)/python -m pytest -q --durations=10 $(FIRST)
@@ -54,5 +54,5 @@ check: setup ## lint, types, import directions, tables rendered from stored resu
 audit: setup ## weaknesses known of what is installed, where the package index tells
 	$(BIN)/python -m tests.audit
 
-clean: ## remove what setup and demo made
-	rm -rf .venv demo-output site
+clean: ## remove what setup, demo, tests and docs made
+	rm -rf .venv build demo-output site
