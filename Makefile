@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lowest coverage docs check audit clean
+.PHONY: setup demo test lowest coverage nightly docs check audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,13 @@ coverage: setup ## lines and branches of the library that the tests run; half an
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q tests src
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+nightly: setup ## adversity in full: 500 random networks, 100,000 inputs a parser, 50 kills, a large network; many hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_suite --kills 50
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.interrupt_suite
+	OMP_NUM_THREADS=1 DFFG_LARGE_NETWORK=1 $(BIN)/python -m pytest -q tests/test_degenerate.py
+	OMP_NUM_THREADS=1 DFFG_RANDOM_NETWORKS=500 $(BIN)/python -m pytest -q tests/test_random_networks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs 100000
 
 docs: setup ## build the site in site/
 	$(BIN)/zensical build --strict
