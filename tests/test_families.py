@@ -66,13 +66,14 @@ def volumes() -> nn.Module:
     return nn.Sequential(*body, nn.Linear(8, 3))
 
 
-# Without integer kernels, beside what is listed, are convolutions that are themselves outputs: ONNX Runtime has no
-# kernel for them that writes float.
 # name -> how to make it, the shape of an input, what of it stays in float, how many layers have integer kernels.
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str], int]] = {
     "one-dimensional": (lambda: nn.Sequential(Recurrent().body, nn.Flatten(), nn.Linear(64, 3)), (6, 8), set(), 2),
     "three-dimensional": (volumes, (1, 6, 6, 6), set(), 2),
-    "thirteen channels": (lambda: around(nn.ReLU(), 13), (13, 8, 8), set(), 3),
+    "Hardswish, 13 channels": (lambda: around(nn.Hardswish(), 13), (13, 8, 8), {"hardswish"}, 3),
+    "SiLU, 4 channels": (lambda: around(nn.SiLU(), 4), (4, 8, 8), {"silu"}, 3),
+    "GELU": (lambda: around(nn.GELU()), (3, 8, 8), {"gelu"}, 3),
+    "dilated and grouped": (lambda: around(nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4)), (3, 8, 8), set(), 4),
     "squeeze and excitation": (lambda: around(Squeeze()), (3, 8, 8), {"hardsigmoid"}, 5),
     "PReLU": (lambda: around(nn.PReLU(8)), (3, 8, 8), {"prelu"}, 3),
     "transposed convolution": (
@@ -94,7 +95,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str], in
         2,
     ),
     "LSTM behind convolutions": (Recurrent, (6, 8), {"lstm"}, 2),
-    "detection": (Pyramid, (3, 16, 16), {"silu", "upsample_nearest2d"}, 4),
+    "detection": (Pyramid, (3, 16, 16), {"silu", "upsample_nearest2d", "conv2d"}, 4),
 }
 
 
