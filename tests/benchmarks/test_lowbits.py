@@ -61,3 +61,15 @@ def test_the_short_table_has_a_column_for_every_pair_of_widths(monkeypatch):
         "| net (90.00 %, 100) | ranges | - | - | 2.00 +- 1.41 | - |",
         "| net (90.00 %, 100) | reconstruction | - | - | - | 4.00 |",
     ]
+
+
+def test_learned_widths_are_claimed_where_real_images_learned_too(monkeypatch):
+    def record(source, drop, bits="W4A4", method="reconstruction"):
+        scores = {"float_top1": 90.0, "drop_points": drop, "standard_error": 0.5, "kl_to_float": drop / 10}
+        return {"network": "net", "method": method, "bits": bits, "source": source, **scores}
+
+    alone = record("dffg", 1.0, bits="W4A8"), record("real images", 9.0, method="fine-tuning")
+    monkeypatch.setattr(lowbits_tables, "results", lambda: [*alone, record("dffg", 6.0), record("real images", 4.0)])
+    assert lowbits_tables.lowbits_claims_table().splitlines()[2:] == [
+        "| net W4A4 reconstruction | 1 | -2.00 +- 0.50 | worse | 1.50, fails | - | - |"
+    ]
