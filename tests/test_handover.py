@@ -112,7 +112,7 @@ def test_a_calibration_reader_ends_with_none_and_can_be_rewound():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [None, "x"])
 def test_an_nncf_dataset_holds_what_the_backend_is_fed(name):
-    pytest.importorskip("nncf", reason="NNCF is an extra")
+    pytest.importorskip("nncf", reason="NNCF is not installed")
     made = make_set()
     rows = list(handover.nncf_dataset(made, name).get_inference_data())
     assert len(rows) == 3
@@ -168,7 +168,7 @@ def test_a_data_loader_lists_the_inputs():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("names", [None, ["picture", "measured"]])
 def test_an_nncf_dataset_holds_every_input(names):
-    pytest.importorskip("nncf", reason="NNCF is for development")
+    pytest.importorskip("nncf", reason="NNCF is not installed")
     made = make_set(JOINT)
     rows = list(handover.nncf_dataset(made, names).get_inference_data())
     assert len(rows) == 3
