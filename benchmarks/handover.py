@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +18,7 @@ from dffg.captured import Captured, capture
 from dffg.config import SynthesisConfig
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import INPUT_NAME, write_float
-from dffg.export.onnxruntime import run
+from dffg.export.runtimes import runtime_for
 from dffg.fold import fold_batch_norms
 from dffg.handover import nncf_dataset
 from dffg.images import SyntheticSet
@@ -38,16 +40,32 @@ def nncf_quantize(source: Path, target: Path, images: SyntheticSet) -> None:
 
 
 def nncf_quantize_per_tensor(source: Path, target: Path, images: SyntheticSet) -> None:
-    """NNCF as in the example: no ranges of their own for the channels that a depthwise layer reads."""
+    """NNCF as in the example, on an ONNX file."""
+    import nncf
+
+    dataset = nncf_dataset(images, INPUT_NAME)
+    quantized = nncf.quantize(onnx.load(source), dataset, subset_size=len(images), advanced_parameters=_per_tensor())
+    onnx.save(quantized, target)
+
+
+def nncf_quantize_openvino(source: Path, target: Path, images: SyntheticSet) -> None:
+    """NNCF as in the example, on an OpenVINO model."""
+    import nncf
+    import openvino
+
+    model, dataset = openvino.Core().read_model(source), nncf_dataset(images)
+    quantized = nncf.quantize(model, dataset, subset_size=len(images), advanced_parameters=_per_tensor())
+    openvino.save_model(quantized, target)
+
+
+def _per_tensor() -> Any:
+    """No ranges of their own for the channels that a depthwise layer reads."""
     import nncf
     from nncf.quantization.advanced_parameters import QuantizationParameters
 
-    advanced = nncf.AdvancedQuantizationParameters(
+    return nncf.AdvancedQuantizationParameters(
         activations_quantization_params=QuantizationParameters(per_channel=False)
     )
-    dataset = nncf_dataset(images, INPUT_NAME)
-    quantized = nncf.quantize(onnx.load(source), dataset, subset_size=len(images), advanced_parameters=advanced)
-    onnx.save(quantized, target)
 
 
 def quantize_static_float_answer(source: Path, target: Path, images: SyntheticSet) -> None:
@@ -55,12 +73,21 @@ def quantize_static_float_answer(source: Path, target: Path, images: SyntheticSe
     latency.quantize_static(source, target, images, {"OpTypesToExcludeOutputQuantization": ["Gemm"]})
 
 
-# By label: the package and the call.
-TOOLS: dict[str, tuple[str, Quantize]] = {
-    "quantize_static": ("onnxruntime", latency.quantize_static),
-    "quantize_static, float answer": ("onnxruntime", quantize_static_float_answer),
-    "NNCF": ("nncf", nncf_quantize),
-    "NNCF, a range per tensor": ("nncf", nncf_quantize_per_tensor),
+@dataclass(frozen=True)
+class Tool:
+    """Another quantizer: its package, the call, and the ending of the file it writes, which says what runs that."""
+
+    package: str
+    quantize: Quantize
+    suffix: str = ".onnx"
+
+
+TOOLS: dict[str, Tool] = {
+    "quantize_static": Tool("onnxruntime", latency.quantize_static),
+    "quantize_static, float answer": Tool("onnxruntime", quantize_static_float_answer),
+    "NNCF": Tool("nncf", nncf_quantize),
+    "NNCF, a range per tensor": Tool("nncf", nncf_quantize_per_tensor),
+    "NNCF on OpenVINO, a range per tensor": Tool("nncf", nncf_quantize_openvino, ".xml"),
 }
 
 
@@ -86,11 +113,11 @@ def _measure(benchmark: Benchmark, captured: Captured, tools: list[str], seed: i
         write_float(prepare(fold_batch_norms(captured)), captured.spec, source)
         reference = _answers(source, benchmark)
         for tool in tools:
-            after_ours, after_real = (_quantized(tool, source, images, benchmark) for images in (ours, real))
+            after_ours, after_real = (_quantized(TOOLS[tool], source, images, benchmark) for images in (ours, real))
             record = {
                 "network": benchmark.name,
                 "tool": tool,
-                "version": package_version(TOOLS[tool][0]),
+                "version": package_version(TOOLS[tool].package),
                 "seed": seed,
                 "config": asdict(config),
                 "ours": asdict(compare(reference, after_ours, labels)),
@@ -101,22 +128,26 @@ def _measure(benchmark: Benchmark, captured: Captured, tools: list[str], seed: i
             print(record, flush=True)
 
 
-def _quantized(tool: str, source: Path, images: SyntheticSet, benchmark: Benchmark) -> Array:
-    target = source.with_name("quantized.onnx")
-    TOOLS[tool][1](source, target, images)
+def _quantized(tool: Tool, source: Path, images: SyntheticSet, benchmark: Benchmark) -> Array:
+    target = source.with_name(f"quantized{tool.suffix}")
+    tool.quantize(source, target, images)
     return _answers(target, benchmark)
 
 
 def _answers(path: Path, benchmark: Benchmark) -> Array:
-    return np.concatenate(list(run(path, benchmark.evaluation.batches())))
+    return np.concatenate(list(runtime_for(path).run(path, benchmark.evaluation.batches())))
 
 
 def handover_table() -> str:
-    """Drops of every tool by network, in points, and how much more ours lose than real images on the same examples."""
+    """Drops of every tool by network, in points, and KL divergences to float, with our images and with real ones.
+
+    The ratio is the geometric mean over seeds; its deviation that of the logarithm.
+    """
     results = tables.latest(records.read(SUITE), ("network", "tool", "seed"))
     lines = [
-        f"| network (float top-1, images) | quantizer | drop with dffg | with {REAL} | dffg minus real | paired SE |",
-        "|---|---|---|---|---|---|",
+        f"| network (float top-1, images) | quantizer | drop with dffg | with {REAL} | dffg minus real | paired SE "
+        f"| KL to float x 1000 with dffg | with {REAL} | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for network in tables.unique(results, "network"):
         for tool in tables.unique(results, "tool"):
@@ -130,4 +161,7 @@ def _row(network: str, tool: str, cell: tables.Records) -> str:
     head = f"{network} ({cell[0]['ours']['float_top1']:.2f} %, {cell[0]['ours']['count']})"
     drops = [tables.spread([r[source] for r in cell], "drop_points") for source in ("ours", "real", "beside_real")]
     error = tables.mean_and_deviation([r["beside_real"]["standard_error"] for r in cell])[0]
-    return f"| {head} | {tool} ({cell[-1]['version']}) | {' | '.join(drops)} | {error:.2f} |"
+    kls = [tables.spread([r[source] for r in cell], "kl_to_float", 1000) for source in ("ours", "real")]
+    ratio = tables.ratio([math.log(r["ours"]["kl_to_float"] / r["real"]["kl_to_float"]) for r in cell])
+    columns = [*drops, f"{error:.2f}", *kls, ratio]
+    return f"| {head} | {tool} ({cell[-1]['version']}) | {' | '.join(columns)} |"

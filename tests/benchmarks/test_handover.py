@@ -12,7 +12,8 @@ from tests.benchmarks.small import small_benchmark
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_cell_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="NNCF is an extra")
+    for tool in ("nncf", "openvino"):
+        pytest.importorskip(tool, reason=f"{tool} is not installed")
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(handover, "load_benchmarks", lambda names: iter([small_benchmark()]))
     handover.run_suite(["small"], [0], list(handover.TOOLS))
@@ -28,3 +29,6 @@ def test_every_cell_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch, 
     rows = handover.handover_table().splitlines()
     assert [row.split(" | ")[1].rpartition(" (")[0] for row in rows[2:]] == list(handover.TOOLS)
     assert all(row.startswith("| small (100.00 %, 40)") for row in rows[2:])
+    for row, cell in zip(rows[2:], measured, strict=True):
+        ours, real = (cell[source]["kl_to_float"] for source in ("ours", "real"))
+        assert row.split(" | ")[6:] == [f"{1000 * ours:.2f}", f"{1000 * real:.2f}", f"{ours / real:.2f} |"]
