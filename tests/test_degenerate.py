@@ -62,7 +62,6 @@ GAMMAS: dict[str, Callable[[BatchNorm], object]] = {
     "huge": lambda norm: norm.weight.mul_(1e4),
     "huge and tiny": lambda norm: norm.weight.mul_(torch.tensor([1e3, 1e-3]).repeat(norm.num_features // 2)),
     "dead": lambda norm: norm.weight[::2].zero_(),
-    "negative": lambda norm: norm.weight.neg_(),
     "without variance": lambda norm: norm.running_var.zero_(),
     "some without variance": lambda norm: norm.running_var[::2].zero_(),
 }
@@ -91,9 +90,8 @@ def test_a_network_that_answers_the_same_to_every_input(tmp_path: Path) -> None:
     assert quantize(model, tmp_path / "out", input_shape=SHAPE, synthesis=QUICK).verified
 
 
-@pytest.mark.parametrize("options", [{}, LEARNED], ids=["8 bits", "learned"])
-def test_one_channel(options: dict[str, object], tmp_path: Path) -> None:
-    assert_good(one_channel(), tmp_path / "out", (1, 8, 8), **options)
+def test_one_channel(tmp_path: Path) -> None:
+    assert_good(one_channel(), tmp_path / "out", (1, 8, 8))
 
 
 def test_one_pixel(tmp_path: Path) -> None:
@@ -119,10 +117,10 @@ def test_damaged_weights_are_refused(value: float, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif("DFFG_LARGE_NETWORK" not in os.environ, reason="takes 3 GB of memory; DFFG_LARGE_NETWORK=1 runs it")
+@pytest.mark.skipif("DFFG_LARGE_NETWORK" not in os.environ, reason="takes 5 GB of memory; DFFG_LARGE_NETWORK=1 runs it")
 def test_half_a_gigabyte_of_weights(tmp_path: Path) -> None:
-    parts = [[nn.Conv2d(2048, 2048, 1, bias=False), nn.BatchNorm2d(2048), nn.ReLU()] for _ in range(30)]
-    stem = nn.Conv2d(3, 2048, 1)
+    parts = [[nn.Conv2d(4096, 4096, 1, bias=False), nn.BatchNorm2d(4096), nn.ReLU()] for _ in range(8)]
+    stem = nn.Conv2d(3, 4096, 1)
     model = randomize(nn.Sequential(stem, *(part for layer in parts for part in layer), nn.Flatten()))
     assert sum(weight.nbytes for weight in model.parameters()) > 500e6
     assert_good(model, tmp_path / "out", (3, 1, 1))
