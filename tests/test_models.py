@@ -510,6 +510,22 @@ def test_archive_whose_tensors_are_not_named_is_refused(tmp_path, archive, confi
         refuse_code(write_archive(tmp_path / "network.pt2", changed))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["9**9**9**9", "(9**9)**9", "9**99999999", "1<<99999999999", "Pow(9,Pow(9,Integer(9)))", "Pow(9,Integer(99))"],
+)
+def test_archive_with_a_number_of_no_end_is_refused(tmp_path, archive, text):
+    """sympy would compute it, for ever."""
+    changed = with_expression(archive, None, lambda call: text)
+    with pytest.raises(InputError, match="the expression"):
+        refuse_code(write_archive(tmp_path / "network.pt2", changed))
+
+
+@pytest.mark.parametrize("text", ["Pow(Symbol('s0', integer=True), Integer(2))", "4**2 + 2**-1", "Pow(7, -1)"])
+def test_small_powers_are_arithmetic(tmp_path, archive, text):
+    refuse_code(write_archive(tmp_path / "network.pt2", with_expression(archive, None, lambda call: text)))
+
+
 @pytest.mark.parametrize("length", [9_000, 100_000])
 def test_archive_with_an_endless_expression_is_refused(tmp_path, archive, length):
     """Python's parser runs out of its stack, or of memory."""

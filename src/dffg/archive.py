@@ -36,6 +36,8 @@ _SIZE_ARITHMETIC = frozenset(
 )
 # Python's parser runs out of its stack, or of memory, where an expression goes on and on. torch's are a few symbols.
 _LONGEST_EXPRESSION = 10_000
+# Powers of powers, and shifts, are short to write and longer than any memory; sizes of tensors are squares at most.
+_LARGEST_EXPONENT = 16
 _SHOWN = 100
 
 
@@ -125,11 +127,35 @@ def _is_arithmetic(text: str) -> bool:
 
 
 def _is_harmless(node: ast.AST) -> bool:
+    power = _power(node)
+    if power is not None and not _is_small(*power):
+        return False
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id in _SYMPY_CALLS
     if isinstance(node, ast.Name):
         return "__" not in node.id
+    if isinstance(node, (ast.LShift, ast.RShift)):
+        return False
     return not isinstance(node, ast.Constant) or isinstance(node.value, int) or str(node.value).isidentifier()
+
+
+def _power(node: ast.AST) -> tuple[ast.AST, ast.AST] | None:
+    """Base and exponent of a power, in either of its two forms."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        return node.left, node.right
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Pow" and len(node.args) == 2:
+        return node.args[0], node.args[1]
+    return None
+
+
+def _is_small(base: ast.AST, exponent: ast.AST) -> bool:
+    """Whether a power is one of a small whole number, and none of another power."""
+    if isinstance(exponent, ast.Call) and getattr(exponent.func, "id", "") == "Integer" and len(exponent.args) == 1:
+        exponent = exponent.args[0]
+    if isinstance(exponent, ast.UnaryOp):
+        exponent = exponent.operand
+    number = exponent.value if isinstance(exponent, ast.Constant) else None
+    return isinstance(number, int) and number <= _LARGEST_EXPONENT and not any(map(_power, ast.walk(base)))
 
 
 def _is_plain_pickle(content: bytes) -> bool:
