@@ -60,5 +60,6 @@ def test_nncf_is_as_accurate_with_our_images_as_with_real_ones(monkeypatch: pyte
     assert [cell["tool"] for cell in measured] == tools
     for cell in measured:
         assert cell["ours"]["float_top1"] > 90
-        # Where it makes no difference which images they are, this drop exceeds two standard errors in 2 % of the cases.
-        assert cell["beside_real"]["drop_points"] <= 2 * cell["beside_real"]["standard_error"]
+        # Where it makes no difference which images they are, this drop exceeds three standard errors once in 700 times;
+        # every processor trains another network.
+        assert cell["beside_real"]["drop_points"] <= 3 * cell["beside_real"]["standard_error"]
