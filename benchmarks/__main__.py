@@ -54,6 +54,7 @@ networks = click.option("--networks", default=TABLE, callback=_names, show_defau
 device = click.option(
     "--device", default=CPU, callback=lambda c, p, value: device_named(value), help="What makes images and learns."
 )
+threads = click.option("--threads", default=2, show_default=True)
 seeds = click.option("--seeds", default="0,1,2", callback=lambda c, p, value: list(map(int, value.split(","))))
 
 
@@ -162,7 +163,7 @@ def run_effort(
 @main.command("growth")
 @click.option("--networks", default="cifar10_resnet20", callback=_names, show_default=True)
 @click.option("--counts", default="64,256,1024,4096", callback=lambda c, p, value: list(map(int, value.split(","))))
-@click.option("--threads", default=2, show_default=True)
+@threads
 def run_growth(networks: list[str], counts: list[int], threads: int) -> None:
     """Seconds and peak memory of synthesis by the number of images."""
     growth.run_suite(networks, counts, threads)
@@ -172,7 +173,7 @@ def run_growth(networks: list[str], counts: list[int], threads: int) -> None:
 @click.option("--networks", default="efficientnet_lite0,mobilenet_v2", callback=_names, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--size", type=int, help="Height and width of the images; default: the network's own.")
-@click.option("--threads", default=2, show_default=True)
+@threads
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--parts", default=";".join(step.PARTS), callback=_titles, show_default=True)
 @device
@@ -191,7 +192,7 @@ def run_step(
 
 @main.command("command")
 @click.option("--networks", default="efficientnet_lite0", callback=_names, help=", ".join(command.NETWORKS))
-@click.option("--threads", default=2, show_default=True)
+@threads
 @click.option("--rounds", default=5, show_default=True)
 def run_command(networks: list[str], threads: int, rounds: int) -> None:
     """Seconds and peak memory of the whole of `dffg quantize`, stage by stage, in processes of their own."""
@@ -200,7 +201,7 @@ def run_command(networks: list[str], threads: int, rounds: int) -> None:
 
 @main.command("ranges")
 @click.option("--networks", default="efficientnet_lite0", callback=_names, show_default=True)
-@click.option("--threads", default=2, show_default=True)
+@threads
 @click.option("--rounds", default=5, show_default=True)
 def run_ranges(networks: list[str], threads: int, rounds: int) -> None:
     """Seconds to choose ranges beside those of the images that they are chosen from."""

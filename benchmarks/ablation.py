@@ -18,6 +18,7 @@ from benchmarks.simulated import BATCH, Simulated, quantizer
 from dffg.captured import Captured
 from dffg.chain import chain_generator, method_of, run_chain
 from dffg.config import SynthesisConfig
+from dffg.config.synthesis import LEARNING_DEFAULTS
 from dffg.distributed import Workers
 from dffg.evaluation.metrics import kl_divergence
 from dffg.spec import Array
@@ -111,7 +112,7 @@ CHANGES: dict[str, Change] = {
     "slack 0.2, pictures": Change(factor="start", beside="slack 0.2", options={"start": "pictures", "slack": 0.2}),
     "as for learning": Change(
         factor="together",
-        options={"variability": "none", "start": "pictures", "steps": 48, "burn_in": 47, "step_size": 1 / 48},
+        options={name: value for group in LEARNING_DEFAULTS for name, value in group.items()},
     ),
     **{f"noise of {std:g}": Change(factor="start", options={"start_std": std}) for std in (0.02, 0.1, 0.5)},
     "raw gradient, noise of 0.1": Change(

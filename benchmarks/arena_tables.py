@@ -103,7 +103,7 @@ def equal_passes_table() -> str:
 
 def counted_table() -> str:
     """Drop by the number of images, where others than the usual one were measured."""
-    counted = [cell for cell in all_cells() if cell["label"].split(" count ")[0] in (REAL, "noise", OURS)]
+    counted = [cell for cell in all_cells() if _uncounted(cell) in (REAL, "noise", OURS)]
     others = {cell["network"] for cell in counted if cell["images"] != arena.COUNT}
     shown = [column for column in judged() if column[0] in others]
     if not shown:
@@ -112,11 +112,16 @@ def counted_table() -> str:
     lines = [f"| images | number | passes | {heads} |", f"|---|---|---|{'---|' * len(shown)}"]
     for source in (REAL, "noise", OURS):
         for count in sorted(unique(counted, "images")):
-            found = [c for c in counted if c["images"] == count and c["label"].split(" count ")[0] == source]
+            found = [cell for cell in counted if (_uncounted(cell), cell["images"]) == (source, count)]
             if found:
                 drops = " | ".join(_drop(found, network, scored) for network, scored in shown)
                 lines.append(f"| {source} | {count} | {found[0]['passes_per_image']:.4g} | {drops} |")
     return "\n".join(lines)
+
+
+def _uncounted(cell: dict[str, Any]) -> str:
+    """The label without a number of images of its own."""
+    return str(cell["label"]).partition(" count ")[0]
 
 
 def _is_near(passes: float, budget: int) -> bool:

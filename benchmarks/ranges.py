@@ -10,16 +10,13 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
 from benchmarks.tables import latest
 from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
-from dffg.quant.calibrate import choose_ranges
-from dffg.quant.decide import decide, look
-from dffg.quant.widths import uniform_widths
+from dffg.quant.decide import decide, ranges_from
 from dffg.synthesis import synthesize_set
 
 SUITE = "ranges"
@@ -49,15 +46,9 @@ def _round(captured: Captured) -> dict[str, float]:
     synthesis, quantization = SynthesisConfig(count=COUNT), QuantizationConfig()
     made, images = _timed(lambda: synthesize_set(captured, synthesis))
     batches = torch.split(torch.from_numpy(images.inputs), synthesis.batch_size)
-    ranges, _ = _timed(lambda: _choose(captured, batches, quantization))
+    ranges, _ = _timed(lambda: ranges_from(captured, batches, quantization))
     calibration, _ = _timed(lambda: decide(captured, batches, quantization))
     return {"synthesis": made, "ranges": ranges, "calibration": calibration}
-
-
-def _choose(captured: Captured, batches: tuple[Tensor, ...], config: QuantizationConfig) -> Any:
-    seen = look(captured, batches, config)
-    widths = uniform_widths(seen.float_module, seen.placement, config)
-    return choose_ranges(seen.histograms, seen.placement, seen.spec, widths, config)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -12,6 +12,7 @@ from dffg.captured import Captured
 from dffg.config import QuantizationConfig, Scheme
 from dffg.fold import fold_with_records
 from dffg.memory import reused_memory
+from dffg.quant.affine import QParams
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.copies import with_narrow_copies
@@ -130,10 +131,18 @@ def with_ranges_from(
     captured: Captured, decided: Decided, images: Iterable[Tensor], config: QuantizationConfig
 ) -> Decided:
     """The same network and integers with the ranges that other images give."""
-    seen = look(captured, images, replace(config, equalize=decided.equalized))
-    widths = decided.mixed.widths if decided.mixed else uniform_widths(seen.float_module, seen.placement, config)
-    ranges = choose_ranges(seen.histograms, seen.placement, seen.spec, widths, config)
+    widths = decided.mixed.widths if decided.mixed else None
+    ranges = ranges_from(captured, images, replace(config, equalize=decided.equalized), widths)
     return replace(decided, parameters=replace(decided.parameters, activations=ranges))
+
+
+def ranges_from(
+    captured: Captured, images: Iterable[Tensor], config: QuantizationConfig, widths: BitWidths | None = None
+) -> dict[str, QParams]:
+    """Ranges of all activations and nothing else, at these widths or the one that is configured for all."""
+    seen = look(captured, images, config)
+    widths = widths or uniform_widths(seen.float_module, seen.placement, config)
+    return choose_ranges(seen.histograms, seen.placement, seen.spec, widths, config)
 
 
 def choose_equalization(captured: Captured, images: Sequence[Tensor], config: QuantizationConfig) -> str:
