@@ -123,7 +123,7 @@ def test_name_like_nothing_gets_no_suggestion(source):
 @pytest.mark.parametrize("name", ["resnet18", "", "timm:"])
 def test_name_without_a_form_lists_the_forms(name):
     with pytest.raises(
-        InputError, match=r"demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx"
+        InputError, match=r"demo:NAME, timm:NAME, torchvision:NAME, hf:USER/NAME, package.module:factory, or a .pt2"
     ):
         load_model(name)
 
@@ -654,3 +654,109 @@ def test_a_network_of_the_hub_comes_from_the_cache(saved_by_timm: Path, tmp_path
     code += f"load_model('timm:hf-hub:user/net'), Path({str(tmp_path / 'expected.pth')!r})))"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "DFFG_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1], check=True)
+
+
+# Hugging Face's transformers
+
+NORMALIZED = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+
+
+@pytest.fixture(scope="module")
+def saved_by_transformers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small classifier as transformers writes it for the hub."""
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra")
+    folder = tmp_path_factory.mktemp("transformers") / "net"
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=5, **sizes))
+    randomize(model).save_pretrained(folder)
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.8, **NORMALIZED).save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_of_transformers_brings_its_input_description(saved_by_transformers: Path) -> None:
+    import transformers
+
+    loaded = load_model(f"hf:{saved_by_transformers}")
+    assert (loaded.spec.shape, loaded.spec.crop_fraction) == ((3, 64, 64), 0.8)
+    assert loaded.spec.mean == pytest.approx(NORMALIZED["image_mean"], abs=1e-5)
+    assert loaded.spec.std == pytest.approx(NORMALIZED["image_std"], abs=1e-5)
+    original = transformers.ResNetForImageClassification.from_pretrained(saved_by_transformers)
+    images = inputs((3, 64, 64), count=3)
+    found = capture(loaded.model, spec=loaded.spec)
+    assert len(found.batch_norms) == 6
+    torch.testing.assert_close(found.module(images), original.eval()(pixel_values=images).logits)
+
+
+@pytest.mark.parametrize(
+    ("processor", "options", "shape", "crop"),
+    [
+        ("ViTImageProcessor", {"size": {"height": 48, "width": 48}}, (3, 48, 48), 1.0),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}, (3, 384, 384), 1.0),
+        (
+            "MobileNetV2ImageProcessor",
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
+            (3, 224, 224),
+            224 / 256,
+        ),
+        ("EfficientNetImageProcessor", {"size": {"height": 96, "width": 96}, "include_top": True}, (3, 96, 96), 1.0),
+    ],
+)
+def test_processors_are_asked_what_they_do(
+    saved_by_transformers: Path, tmp_path: Path, processor: str, options: dict[str, object], shape: object, crop: float
+) -> None:
+    import transformers
+
+    folder = shutil.copytree(saved_by_transformers, tmp_path / "net")
+    made = getattr(transformers, processor)(**options)
+    made.save_pretrained(folder)
+    spec = load_model(f"hf:{folder}").spec
+    assert spec.shape == shape
+    assert spec.crop_fraction == pytest.approx(crop, abs=1e-9)
+    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    resized = made(np.moveaxis(picture, 0, -1), do_resize=False, do_center_crop=False, return_tensors="np")
+    np.testing.assert_allclose(spec.from_uint8(picture[None]), resized["pixel_values"], atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"size": {"shortest_edge": 288}}, {"size": {"shortest_edge": 224}}])
+def test_a_processor_that_does_more_is_refused(saved_by_transformers: Path, tmp_path: Path, options: object) -> None:
+    """One turns colors around, and draws a border around pictures that are smaller than it cuts out."""
+    import transformers
+
+    folder = shutil.copytree(saved_by_transformers, tmp_path / "net")
+    transformers.MobileViTImageProcessor(do_flip_channel_order=True, **options).save_pretrained(folder)
+    with pytest.raises(InputError, match="its processor does more with pictures"):
+        load_model(f"hf:{folder}")
+
+
+def test_a_repository_that_cannot_be_loaded_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is an extra")
+    monkeypatch.setenv("DFFG_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"hf:user/none cannot be loaded: .*\n.*DFFG_OFFLINE is set.*give hf:FOLDER"):
+        load_model("hf:user/none")
+    with pytest.raises(InputError, match="holds its own weights; leave --weights out"):
+        load_model("hf:user/none", weights=tmp_path / "weights.safetensors")
+
+
+def test_transformers_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"transformers is not installed; install it with: pip install 'dffg\[hf\]'"):
+        load_model("hf:anything")
+
+
+@pytest.mark.parametrize("attack", ["pickled weights", "code beside the weights", "code of a processor"])
+def test_nothing_of_a_repository_is_run(saved_by_transformers: Path, tmp_path: Path, marker: Path, attack: str) -> None:
+    folder = shutil.copytree(saved_by_transformers, tmp_path / "net")
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass Evil: pass\n")
+    if attack == "pickled weights":
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(torch_saved(Evil(marker)))
+    else:
+        name = "config.json" if attack == "code beside the weights" else "preprocessor_config.json"
+        content = json.loads((folder / name).read_text())
+        content["auto_map"] = dict.fromkeys(
+            ("AutoConfig", "AutoModelForImageClassification", "AutoImageProcessor"), "evil.Evil"
+        )
+        content |= {"model_type": "evil"} if name == "config.json" else {"image_processor_type": "Evil"}
+        (folder / name).write_text(json.dumps(content))
+    with refused(marker, "cannot be loaded"):
+        load_model(f"hf:{folder}")

@@ -50,10 +50,36 @@ def labelled(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(digits: Digits, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def counted() -> dict[str, list[tuple[int, int]]]:
+    """What `finished` said of its stages: how much was done, and of how much."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    digits: Digits,
+    labelled: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    counted: dict[str, list[tuple[int, int]]],
+) -> Result:
     out = tmp_path_factory.mktemp("run") / "out"
-    evaluation = load_data(labelled, SPEC, labelled=True)
-    return quantize(digits.model, out, spec=SPEC, synthesis=QUICK, evaluation=evaluation)
+    stages: list[str] = []
+    return quantize(
+        digits.model,
+        out,
+        spec=SPEC,
+        synthesis=QUICK,
+        evaluation=load_data(labelled, SPEC, labelled=True),
+        on_stage=stages.append,
+        on_count=lambda *count: counted.setdefault(stages[-1], []).append(count),
+    )
+
+
+def test_stages_say_how_far_they_are(
+    finished: Result, digits: Digits, counted: dict[str, list[tuple[int, int]]]
+) -> None:
+    batches = {"calibration": QUICK.count // QUICK.batch_size, "verify": 1, "evaluation": -(-len(digits.labels) // 32)}
+    assert counted == {stage: [(done, of) for done in range(1, of + 1)] for stage, of in batches.items()}
 
 
 def test_the_file_is_verified_and_all_integer(finished: Result) -> None:
@@ -85,8 +111,11 @@ def test_the_baseline_is_the_same_network_with_ranges_from_noise(finished: Resul
 
 def test_accuracy_in_the_report_is_that_of_the_written_file(finished: Result, labelled: Path) -> None:
     assert finished.accuracy is not None
-    score = evaluate(Path(finished.path) / "model.onnx", load_data(labelled, SPEC, labelled=True))
+    counted: list[tuple[int, int]] = []
+    data = load_data(labelled, SPEC, labelled=True)
+    score = evaluate(Path(finished.path) / "model.onnx", data, on_count=lambda *count: counted.append(count))
     assert score.top1 == pytest.approx(finished.accuracy.quantized_top1)
+    assert counted == [(done, data.batch_count()) for done in range(1, data.batch_count() + 1)]
 
 
 def test_five_files_are_written_and_the_report_holds_their_hashes(finished: Result) -> None:

@@ -31,7 +31,7 @@ GUARDED = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 # Modules are imported by name: a factory, optional packages.
 ALLOWED = {
     "torch.export.load": ["captured.py", "torch_archive.py", "models.py"],
-    "importlib.import_module": ["__init__.py", "distributed.py", "models.py", "models.py"],
+    "importlib.import_module": ["__init__.py", "distributed.py", "libraries.py", "models.py"],
 }
 
 

@@ -49,7 +49,7 @@ def finish(
             save_images(images, spec, staging / IMAGES_FILE)
             save_parameters(decided.parameters, staging / PARAMETERS_FILE)
         with clock.stage("verify"):
-            measured = verify(runtime, quantized, written, reference, held_out)
+            measured = verify(runtime, quantized, written, reference, held_out, clock.ticks)
         accuracy, baseline = _accuracies(run, runtime, reference, written, from_noise, scratch)
         result = Result(
             scheme=quantization.label,
@@ -93,7 +93,7 @@ def _accuracies(
         if from_noise is not None:
             files.append(scratch / f"noise{runtime.suffixes[0]}")
             runtime.write(from_noise.insert(), run.captured.spec, files[1])
-        accuracy, *baseline = accuracies_of(runtime, reference, files, run.evaluation)
+        accuracy, *baseline = accuracies_of(runtime, reference, files, run.evaluation, run.clock.ticks)
     return accuracy, baseline[0] if baseline else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ from dffg.report.result import (
     Result,
     load_report,
 )
-from dffg.run import SHOWN_DIGITS, Clock, Run, StageCallback, describe_work, place, unfinished_work
+from dffg.run import SHOWN_DIGITS, Clock, CountCallback, Run, StageCallback, describe_work, place, unfinished_work
 from dffg.spec import Array, ImageSpec
 from dffg.synthesis import ProgressCallback
 
@@ -62,6 +62,7 @@ def quantize(
     notes: tuple[str, ...] = (),
     force: bool = False,
     on_stage: StageCallback | None = None,
+    on_count: CountCallback | None = None,
     progress: ProgressCallback | None = None,
     learning_progress: LearningCallback | None = None,
 ) -> Result:
@@ -75,7 +76,8 @@ def quantize(
     yardstick; `evaluation` adds accuracy to the report, beside that with ranges from noise. `memory_limit`: bytes a
     step of synthesis may take, see `synthesize_set`. `device` makes the images and learns from them, see
     `device_named`. `workers`, of `ray_workers`, make the same images sooner. `command` is what the report says to do
-    for the same result, by default this call. Raises a `DffgError` that says what to do.
+    for the same result, by default this call. `on_stage` is told which stage begins, `on_count` how much of it is done,
+    where that is counted. Raises a `DffgError` that says what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
     data = {"calibration": calibration, "evaluation": evaluation}
@@ -83,7 +85,7 @@ def quantize(
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     runtime_of(quantization.target)
-    clock, where = Clock(on_stage), device_named(device)
+    clock, where = Clock(on_stage, on_count), device_named(device)
     with place(Path(out), force):
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
@@ -123,7 +125,8 @@ def _quantize(
         images = calibration_images(run, made_with, calibration, kept)
     with clock.stage("calibration"):
         ranges_from = images.inputs[: synthesis.count]
-        decided = decide(captured, _batches(ranges_from, synthesis.batch_size), quantization)
+        batches = -(-len(ranges_from) // synthesis.batch_size)
+        decided = decide(captured, _batches(ranges_from, synthesis.batch_size, clock.ticks(batches)), quantization)
     from_noise = None
     if run.evaluation is not None:
         with clock.stage("noise baseline"):
@@ -152,6 +155,7 @@ def finetune(
     notes: tuple[str, ...] = (),
     force: bool = False,
     on_stage: StageCallback | None = None,
+    on_count: CountCallback | None = None,
     progress: ProgressCallback | None = None,
     learning_progress: LearningCallback | None = None,
 ) -> Result:
@@ -164,7 +168,7 @@ def finetune(
     given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
     LearningConfig(learning_images=images or 0, finetune_steps=steps)  # refuses what nobody can mean, before any work
     command = command or python_call("finetune", quantized, out, steps=steps, **given)
-    clock, where = Clock(on_stage), device_named(device)
+    clock, where = Clock(on_stage, on_count), device_named(device)
     with place(Path(out), force):
         earlier = load_report(Path(quantized) / REPORT_FILE)
         quantization = replace(earlier.quantization, target=target or earlier.quantization.target)
@@ -237,12 +241,15 @@ def _captured(
     return model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
 
 
-def evaluate(path: str | Path, data: Data) -> Score:
+def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = None) -> Score:
     """Top-1 of a file on labelled data, in the runtime that its name's ending tells."""
     if data.labels is None:
         raise InputError("the data has no labels.")
-    outputs = np.concatenate(list(runtime_for(Path(path)).run(Path(path), data.batches())))
-    return score(outputs, data.labels)
+    tick, outputs = Clock(None, on_count).ticks(data.batch_count()), []
+    for answer in runtime_for(Path(path)).run(Path(path), data.batches()):
+        outputs.append(answer)
+        tick()
+    return score(np.concatenate(outputs), data.labels)
 
 
 def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:
@@ -255,5 +262,7 @@ def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConf
     return replace(decided, parameters=learned)
 
 
-def _batches(inputs: Array, size: int) -> Iterator[Tensor]:
-    yield from torch.split(torch.from_numpy(inputs), size)
+def _batches(inputs: Array, size: int, tick: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
+    for batch in torch.split(torch.from_numpy(inputs), size):
+        yield batch
+        tick()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,13 +32,16 @@ if TYPE_CHECKING:
 SHOWN_DIGITS = 12
 
 StageCallback = Callable[[str], None]
+# How much of a stage is done, and of how much.
+CountCallback = Callable[[int, int], None]
 
 
 class Clock:
-    """Times the stages and tells the listener which one begins."""
+    """Times the stages and tells the listeners which one begins and how far it is."""
 
-    def __init__(self, on_stage: StageCallback | None) -> None:
+    def __init__(self, on_stage: StageCallback | None, on_count: CountCallback | None = None) -> None:
         self._on_stage = on_stage or (lambda name: None)
+        self._on_count = on_count or (lambda done, total: None)
         self._started = time.perf_counter()
         self._spent: dict[str, float] = {}
 
@@ -49,6 +53,11 @@ class Clock:
         yield
         give_back()
         self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - started
+
+    def ticks(self, total: int) -> Callable[[], None]:
+        """To be called after each of so many parts of a stage."""
+        done = itertools.count(1)
+        return lambda: self._on_count(next(done), total)
 
     def seconds(self) -> Seconds:
         """How long every stage took, and all until now."""

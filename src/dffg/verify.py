@@ -14,7 +14,7 @@ from dffg.ends import columns
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Accuracy, agreement, compare, sqnr_db, why_broken
 from dffg.export.runtime import Runtime, latency_ms
-from dffg.export.verification import layer_sqnr_db, match_simulation
+from dffg.export.verification import Ticks, layer_sqnr_db, match_simulation
 from dffg.quant.simulate import Quantized
 from dffg.report.result import Agreement, Latency, Layer, find_problems
 from dffg.spec import Array
@@ -24,15 +24,17 @@ _BATCH = 16
 _SIMULATED_VALUES = 16 * 3 * 224 * 224
 
 
-def verify(runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor) -> dict[str, Any]:
+def verify(
+    runtime: Runtime, quantized: Quantized, written: Path, reference: Path, held_out: Tensor, ticks: Ticks
+) -> dict[str, Any]:
     """The fields of a `Result` that a file decides: size, kernels, latency, agreement with simulation and float.
 
     written, reference: the quantized file and the float one; held_out: (count, ...) network inputs that calibrated
-    nothing.
+    nothing. ticks: given a number of parts, what to call after each.
     """
     kernels = runtime.count_kernels(written)
     simulated = held_out[: max(1, _SIMULATED_VALUES // held_out[0].numel())]
-    match = match_simulation(quantized, written, simulated, runtime)
+    match = match_simulation(quantized, written, simulated, runtime, ticks)
     latency = _latency(runtime, reference, written, held_out[:1].numpy()) if runtime.is_timed else None
     batches = [batch.numpy() for batch in torch.split(held_out, _BATCH)]
     expected, answer = (np.concatenate(list(runtime.run(path, batches))) for path in (reference, written))
@@ -79,8 +81,16 @@ def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> 
     return Latency(**latency_ms(runs, batch), batch=len(batch), threads=threads)
 
 
-def accuracies_of(runtime: Runtime, reference: Path, written: Sequence[Path], data: Data) -> list[Accuracy]:
-    """Top-1 of quantized files beside that of the float one, on labelled data."""
+def accuracies_of(
+    runtime: Runtime, reference: Path, written: Sequence[Path], data: Data, ticks: Ticks
+) -> list[Accuracy]:
+    """Top-1 of quantized files beside that of the float one, on labelled data, which is read once."""
     assert data.labels is not None
-    expected, *answers = (np.concatenate(list(runtime.run(path, data.batches()))) for path in (reference, *written))
-    return [compare(expected, answer, data.labels) for answer in answers]
+    runs, tick = [runtime.open(path, 0) for path in (reference, *written)], ticks(data.batch_count())
+    answers: list[list[Array]] = [[] for _ in runs]
+    for batch in data.batches():
+        for run, answer in zip(runs, answers):
+            answer.append(run(batch))
+        tick()
+    expected, *others = map(np.concatenate, answers)
+    return [compare(expected, other, data.labels) for other in others]

@@ -134,3 +134,20 @@ def test_an_answer_of_one_class_is_broken_where_noise_is_as_large(shape):
 def test_noise_alone_does_not_break_what_picks_a_class():
     reference = np.random.default_rng(0).normal(size=(64, 4))
     assert why_broken(reference, 3 * reference) is None
+
+
+@pytest.mark.parametrize("other", [0, 1], ids=["all of one class", "nearly all of one class"])
+def test_agreement_on_the_usual_class_is_no_proof(other):
+    """Where float answers one class to nearly everything, nothing but noise beside the mean agrees, too."""
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(64, 4)) + np.array([20, 0, 0, 0])
+    reference[:other, 1] += 40
+    noisy = reference.mean(0) + 2 * generator.normal(size=(64, 4))
+    assert agreement(reference, noisy) > 0.9
+    assert "has as much noise as signal" in why_broken(reference, noisy)
+    assert why_broken(reference, reference + 0.3 * generator.normal(size=(64, 4))) is None
+
+
+def test_answers_that_are_all_the_same_may_be_moved():
+    reference = np.tile([3.0, 1.0, 2.0], (8, 1))
+    assert why_broken(reference, reference + 0.1) is None

@@ -25,8 +25,10 @@ from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
 from dffg.export.onnx import write_float
 from dffg.models import load_model
 from dffg.onnx_import.load import load_onnx
+from dffg.patches import patch_sources
 from dffg.spec import ImageSpec, JointSpec
 from dffg.synthesis import synthesize_set
+from tests.digits import DigitsTransformer
 from tests.export import exported
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 from tests.onnx_import.graphs import model, node, random, run
@@ -109,6 +111,59 @@ def test_folded_batch_norm_says_how_to_keep_it(exporter: str, tmp_path: Path) ->
     path = write(original, shape, tmp_path / "model.onnx", **FOLDED[exporter])
     with pytest.raises(StatisticsError, match=r"model.onnx: it has no BatchNormalization. .*optimize=False.*PRESERVE"):
         load_onnx(path)
+
+
+def test_folded_batch_norm_is_missed_before_a_softmax_too(tmp_path: Path) -> None:
+    original, shape = network("residual")
+    path = write(nn.Sequential(original, nn.Softmax(1)), shape, tmp_path / "model.onnx", **FOLDED["new"])
+    with pytest.raises(StatisticsError, match="it has no BatchNormalization"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("exporter", ["new", "old"])
+def test_a_transformer_is_compared_by_its_patches(exporter: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    original = DigitsTransformer()
+    loaded = load_onnx(write(original, (1, 8, 8), tmp_path / "model.onnx", **KEPT[exporter]))
+    found = capture(loaded.module, spec=loaded.spec)
+    assert len(patch_sources(found.module)) == 2
+    assert loaded.notes == ()
+    assert "2 attentions" in found.notes[-1]
+    x = inputs((1, 8, 8), 5)
+    assert torch.allclose(found.module(x), original.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+class Reader(nn.Module):
+    """Columns of a picture in a row, read in both directions."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+        super().__init__()
+        self.eye = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.memory = kind(8, 6, bidirectional=True)
+        self.answer = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.eye(x).mean(2).permute(2, 0, 1)
+        return self.answer(self.memory(columns)[0][-1])
+
+
+@pytest.mark.parametrize(("kind", "exporter"), [(nn.LSTM, "new"), (nn.LSTM, "old"), (nn.GRU, "new"), (nn.GRU, "old")])
+def test_what_remembers_comes_back_from_its_file(
+    kind: type[nn.LSTM] | type[nn.GRU], exporter: str, tmp_path: Path
+) -> None:
+    original = randomize(Reader(kind))
+    loaded = load_onnx(write(original, (3, 8, 8), tmp_path / "model.onnx", **KEPT[exporter]))
+    found, x = capture(loaded.module, spec=loaded.spec), inputs((3, 8, 8), 5)
+    assert torch.allclose(found.module(x), original.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_remembers_is_quantized(tmp_path: Path) -> None:
+    path = write(randomize(Reader(nn.LSTM)), (3, 8, 8), tmp_path / "model.onnx", **KEPT["new"])
+    config = SynthesisConfig(count=16, batch_size=8)
+    result = dffg.quantize(load_model(str(path)).model, tmp_path / "out", spec=SPEC, synthesis=config)
+    assert result.verified
+    assert result.kernels.integer == 2
+    assert any("lstm" in name for name in result.float_operations)
 
 
 def test_partly_folded_file_works_and_says_so(tmp_path: Path) -> None:

@@ -132,6 +132,31 @@ NORMS = [
     case("LRN", size=3, alpha=0.5, beta=0.6, bias=1.5, shape=(2, 7, 5, 6)),
     case("LRN", size=5, shape=(2, 7, 5, 6)),
 ]
+SEQUENCES = [
+    *(
+        case("LSTM", *values, shape=(6, 2, 5), outputs=3, hidden_size=4)
+        for values in (
+            (random(1, 16, 5), random(1, 16, 4, seed=1)),
+            (random(1, 16, 5), random(1, 16, 4, seed=1), random(1, 32, seed=2)),
+            (
+                *(random(1, 16, 5), random(1, 16, 4, seed=1), random(1, 32, seed=2), None),
+                *(random(1, 2, 4, seed=3), random(1, 2, 4, seed=4)),
+            ),
+        )
+    ),
+    case(
+        *("LSTM", random(2, 16, 5), random(2, 16, 4, seed=1), random(2, 32, seed=2)),
+        **{"shape": (6, 2, 5), "outputs": 3, "hidden_size": 4, "direction": "bidirectional"},
+    ),
+    case(
+        *("GRU", random(1, 12, 5), random(1, 12, 4, seed=1), random(1, 24, seed=2)),
+        **{"shape": (6, 2, 5), "outputs": 2, "hidden_size": 4, "linear_before_reset": 1},
+    ),
+    case(
+        *("GRU", random(2, 12, 5), random(2, 12, 4, seed=1), None, None, random(2, 2, 4, seed=3)),
+        **{"shape": (6, 2, 5), "outputs": 2, "hidden_size": 4, "linear_before_reset": 1, "direction": "bidirectional"},
+    ),
+]
 POOLS = [
     *(
         case(kind, kernel_shape=[3, 3], strides=[2, 2], shape=(2, 3, *sizes), **options)
@@ -229,7 +254,7 @@ RESIZES = [
     case("Upsample", scales=[1.0, 1.0, 2.0, 3.0], mode="nearest", opset=8),
     case("Resize", None, np.array([1, 1, 2], dtype=np.float32), mode="linear", shape=(2, 3, 5)),
 ]
-CASES = [*ACTIVATIONS, *ARITHMETIC, *CONVOLUTIONS, *PRODUCTS, *NORMS, *POOLS, *SHAPES, *RESIZES]
+CASES = [*ACTIVATIONS, *ARITHMETIC, *CONVOLUTIONS, *PRODUCTS, *NORMS, *SEQUENCES, *POOLS, *SHAPES, *RESIZES]
 POSITIVE = [case("Log"), case("Sqrt"), case("Pow", number(0.5)), case("Pow", random(3, 1, 1, seed=4))]
 
 
@@ -277,7 +302,9 @@ class Together(nn.Module):
 
 
 def test_every_operator_can_be_captured_with_a_free_batch() -> None:
-    chosen = {given.operator: given for given in reversed([*CASES, *POSITIVE])}.values()
+    # Sequences come before the batch; whole networks with them are in test_load.
+    cases = [given for given in reversed([*CASES, *POSITIVE]) if given.operator not in ("LSTM", "GRU")]
+    chosen = {given.operator: given for given in cases}.values()
     together = Together([OnnxModule(single(given).graph, given.opset) for given in chosen])
     several, more = ([torch.rand(count, *given.shape[1:]) for given in chosen] for count in (2, 3))
     free = [{0: Dim.DYNAMIC} for _ in chosen]
@@ -312,6 +339,29 @@ def test_part_of_a_sequence(sizes: Array | None, options: dict[str, int]) -> Non
     ]
     constants = {"last": np.array(-1)} | ({} if sizes is None else {"sizes": sizes})
     assert_as_in_the_runtime(model(nodes, ("batch", 3, 4, 4), constants), random(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("operator", "others", "attributes", "says"),
+    [
+        ("GRU", (), {}, "linear_before_reset=1"),
+        ("GRU", (), {"linear_before_reset": 1, "direction": "reverse"}, "read backwards only"),
+        ("LSTM", (), {"activations": ["Sigmoid", "Relu", "Tanh"]}, "activations Sigmoid, Relu, Tanh"),
+        ("LSTM", (), {"layout": 1}, "layout=1"),
+        ("LSTM", (), {"input_forget": 1}, "coupled gates"),
+        ("LSTM", (None, np.array([6, 5], dtype=np.int32)), {}, "lengths of their own"),
+        ("LSTM", (None, None, None, None, random(1, 12)), {}, "peepholes"),
+        ("LSTM", (), {"clip": 1.0}, "the attribute clip"),
+    ],
+)
+def test_sequences_that_torch_does_not_walk(
+    operator: str, others: tuple[Any, ...], attributes: dict[str, Any], says: str
+) -> None:
+    gates = {"GRU": 12, "LSTM": 16}[operator]
+    weights = random(1, gates, 5), random(1, gates, 4), *others
+    made = single(Case(operator, (6, 2, 5), weights, {"hidden_size": 4, **attributes}))
+    with pytest.raises(CaptureError, match=says):
+        OnnxModule(made.graph, OPSET)(torch.zeros(6, 2, 5))
 
 
 def test_every_known_operator_has_a_case() -> None:

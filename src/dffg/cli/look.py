@@ -30,7 +30,10 @@ def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any)
     from dffg.pipeline import evaluate as run
 
     known = runtime_for(file).read_spec(file)
-    score = run(file, load_data(data, describe_input(known, options), labelled=True))
+    examples = load_data(data, describe_input(known, options), labelled=True)
+    with progress_on(console_for(quiet, as_json)) as view:
+        view.stage("evaluation")
+        score = run(file, examples, on_count=view.update_count)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(score)))
     elif not quiet:

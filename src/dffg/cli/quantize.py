@@ -61,6 +61,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 notes=notes,
                 force=force,
                 on_stage=view.stage,
+                on_count=view.update_count,
                 progress=view.update,
                 learning_progress=view.update_learning,
             )
@@ -123,6 +124,7 @@ def finetune(
                 notes=notes,
                 force=force,
                 on_stage=view.stage,
+                on_count=view.update_count,
                 progress=view.update,
                 learning_progress=view.update_learning,
             )

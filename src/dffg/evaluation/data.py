@@ -18,6 +18,8 @@ from dffg.spec import Array, ImageSpec, JointSpec, Pixels, joined_name
 
 Labels = NDArray[np.int64]
 _LONGEST = 100
+# Examples that are decoded and run at once.
+_BATCH = 32
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 # Truth values, whole numbers with and without sign, and floats, as numpy calls them.
 _NUMBERS = "biuf"
@@ -34,7 +36,11 @@ class Data:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batches(self, size: int = 32) -> Iterator[Array]:
+    def batch_count(self, size: int = _BATCH) -> int:
+        """How many batches there are."""
+        return -(-len(self) // size)
+
+    def batches(self, size: int = _BATCH) -> Iterator[Array]:
         """Network inputs in order, (size, *spec.shape); the last batch may be smaller."""
         for start in range(0, len(self), size):
             yield self._inputs(start, start + size)

@@ -89,7 +89,8 @@ def why_broken(reference: Outputs, outputs: Outputs) -> str | None:
 
     Answers that are not finite, the same for all examples, or the float network's class in less than half of the
     examples and not more often than by chance: Cohen's kappa (1960), (agreement - chance) / (1 - chance), below 0.1.
-    Where there is one class, and so nothing to agree on: answers of as much noise as signal.
+    Where nearly all examples are of one class, which says nothing: answers whose difference from their mean has as much
+    noise as signal. Where there is one class, and so nothing to agree on: answers of as much noise as signal.
     """
     if not np.isfinite(outputs).all():
         return "it answers NaN or infinite values"
@@ -98,8 +99,13 @@ def why_broken(reference: Outputs, outputs: Outputs) -> str | None:
     if outputs.shape[1] == 1 and sqnr_db(reference, outputs) <= 0:
         return "its answer has as much noise as signal"
     agreed, chance = agreement(reference, outputs), _agreement_by_chance(top1(reference), top1(outputs))
-    if agreed < _MOST_BROKEN_AGREEMENT and agreed - chance < _LEAST_KAPPA * (1 - chance):
+    if chance < 1 and agreed - chance >= _LEAST_KAPPA * (1 - chance):
+        return None
+    if agreed < _MOST_BROKEN_AGREEMENT:
         return f"it agrees with the float network in {agreed:.0%} of the examples, which is chance"
+    told_apart = _centred(reference)
+    if told_apart.any() and _power(_centred(outputs) - told_apart) >= _power(told_apart):
+        return "what tells the examples apart in its answer has as much noise as signal"
     return None
 
 
@@ -117,8 +123,17 @@ def kl_divergence(reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
 
 def sqnr_db(reference: Outputs, outputs: Outputs) -> float:
     """Signal to quantization noise ratio: 10 log10(sum reference^2 / sum (reference - outputs)^2)."""
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    return power_ratio_db(signal, float(np.square(reference.astype(np.float64) - outputs).sum()))
+    return power_ratio_db(_power(reference), _power(reference.astype(np.float64) - outputs))
+
+
+def _power(values: NDArray[np.floating[Any]]) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def _centred(outputs: Outputs) -> NDArray[np.float64]:
+    """What is left of answers without the mean over all examples."""
+    centred: NDArray[np.float64] = outputs - outputs.mean(0, dtype=np.float64)
+    return centred
 
 
 def power_ratio_db(signal: float, noise: float) -> float:

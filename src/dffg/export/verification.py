@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
@@ -20,6 +21,8 @@ from dffg.export.runtime import Runtime
 from dffg.graph import Tap, nodes_by_name, stored_tensor
 from dffg.quant.simulate import Quantized
 
+# Of a number of parts, what to call after each.
+Ticks = Callable[[int], Callable[[], None]]
 REQUIRED_EQUAL_SHARE = 0.999
 REQUIRED_STEPS = 1
 ALLOWED_OUTPUT_ERROR = 1e-3
@@ -65,13 +68,22 @@ class SimulationMatch:
 
 
 def match_simulation(
-    quantized: Quantized, path: Path, images: Tensor, runtime: Runtime = onnxruntime.RUNTIME
+    quantized: Quantized,
+    path: Path,
+    images: Tensor,
+    runtime: Runtime = onnxruntime.RUNTIME,
+    ticks: Ticks = lambda total: lambda: None,
 ) -> SimulationMatch:
-    """Run file and simulation on the same images, end to end and layer by layer."""
+    """Run file and simulation on the same images, end to end and layer by layer.
+
+    `ticks` is told the number of batches, and gives what to call after each.
+    """
     watched, plain = runtime.watch(quantized, path), runtime.open(path, 0)
     equal, total, apart = Counter[str](), Counter[str](), 0
     outputs, unwatched, followed, simulated, in_float = [], [], [], [], []
-    for batch in _batches(images):
+    batches = _batches(images)
+    tick = ticks(len(batches))
+    for batch in batches:
         output, values = watched(batch.numpy())
         steps_apart, answer = _follow(quantized, batch, values)
         for name, steps in steps_apart.items():
@@ -84,6 +96,7 @@ def match_simulation(
         with torch.no_grad():
             simulated.append(quantized.module(batch).numpy())
             in_float.append(quantized.float_module(batch).numpy())
+        tick()
     worst = min(total, key=lambda name: equal[name] / total[name])
     parts = columns(quantized.module)
     written, plainly = np.concatenate(outputs), np.concatenate(unwatched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from dffg.onnx_import.operators import OLDEST_VERSION
 from dffg.spec import ImageSpec
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
+# Where there is no BatchNorm, what can be compared in its place.
+_NORMALIZATIONS = {"LayerNormalization", "GroupNormalization", "InstanceNormalization"}
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _MOST_NAMES = 8
 KEEP_BATCH_NORM = (
@@ -44,8 +47,8 @@ def load_onnx(path: Path) -> LoadedOnnx:
 
     The inputs' shapes are the file's; mean, standard deviation and bounds are known where dffg has written them.
 
-    Raises InputError where the file is damaged or already quantized, StatisticsError where it has no BatchNorm, and
-    CaptureError, with the node, where an operator is not known.
+    Raises InputError where the file is damaged or already quantized, StatisticsError where it has neither BatchNorm nor
+    patches to compare, and CaptureError, with the node, where an operator is not known.
     """
     model = load(path)
     try:
@@ -60,7 +63,7 @@ def _build(model: onnx.ModelProto) -> LoadedOnnx:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     graph, version = model.graph, _version(model)
-    _refuse_unusable({node.op_type for node in graph.node})
+    _refuse_unusable(graph)
     refuse_endless(len(graph.node))
     inputs = [_sizes(value) for value in _inputs(graph)]
     batch = next((size for size, *_ in inputs if size is not None), None)
@@ -68,7 +71,7 @@ def _build(model: onnx.ModelProto) -> LoadedOnnx:
     spec = spec_of(model) or _spec([sizes for _, *sizes in inputs])
     if batch is not None:
         _require_free_batch(module, spec, batch)
-    return LoadedOnnx(module=module, spec=spec, notes=_notes(module))
+    return LoadedOnnx(module=module, spec=spec, notes=tuple(_notes(module)))
 
 
 def _version(model: onnx.ModelProto) -> int:
@@ -78,23 +81,32 @@ def _version(model: onnx.ModelProto) -> int:
     return version
 
 
-def _refuse_unusable(kinds: set[str]) -> None:
+def _refuse_unusable(graph: onnx.GraphProto) -> None:
+    kinds = {node.op_type for node in graph.node}
     if any(kind.startswith(_QUANTIZED) for kind in kinds):
         raise InputError("it is quantized already; give the float network.")
-    if "BatchNormalization" not in kinds:
+    if "BatchNormalization" not in kinds and not (kinds & _NORMALIZATIONS or _has_attention(graph)):
         raise StatisticsError(f"it has no BatchNormalization. {KEEP_BATCH_NORM}")
 
 
-def _notes(module: OnnxModule) -> tuple[str, ...]:
+def _has_attention(graph: onnx.GraphProto) -> bool:
+    """Whether a product reads a softmax; the last one of a classifier is read by nothing."""
+    weights = {node.output[0] for node in graph.node if node.op_type == "Softmax"}
+    return any(node.op_type == "MatMul" and node.input[0] in weights for node in graph.node)
+
+
+def _notes(module: OnnxModule) -> Iterator[str]:
     """How much of the BatchNorm is left, and the layers with it or those without, whichever are fewer."""
     read = [step.inputs[0] for step in module.steps if step.operator == "BatchNormalization"]
     names: dict[bool, list[str]] = {True: [], False: []}
     for step in module.steps:
         if step.operator in _LAYERS:
             names[step.outputs[0] in read].append(module.name_of(step))
+    if not read:
+        return
     layers = f"{len(read)} BatchNorm layers beside {len(names[True] + names[False])} convolutions and matrix products"
     fewer = len(names[True]) < len(names[False])
-    return (f"the ONNX file has {layers}; {'followed' if fewer else 'not followed'} by one: {_listed(names[fewer])}",)
+    yield f"the ONNX file has {layers}; {'followed' if fewer else 'not followed'} by one: {_listed(names[fewer])}"
 
 
 def _listed(names: list[str]) -> str:

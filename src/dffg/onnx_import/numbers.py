@@ -62,9 +62,16 @@ def _squeeze(value: Numbers, axes: Value | list[int] | None = None) -> Numbers:
     return np.squeeze(value, tuple(ints(axes)) or None)
 
 
-def _constant_of_shape(shape: Numbers, *, value: Numbers | None = None) -> Numbers:
+def _constant_of_shape(shape: Numbers, *, value: Numbers | None = None) -> Value:
     fill = np.zeros(1, dtype=np.float32) if value is None else value
-    return np.full(_allowed(ints(shape)), fill.reshape(-1)[0])
+    return _repeated(fill.reshape(-1)[0], ints(shape))
+
+
+def _repeated(value: Any, sizes: list[Any]) -> Value:
+    """As data where the batch, which is not known yet, is among the sizes."""
+    if any(isinstance(size, torch.SymInt) for size in sizes):
+        return torch.from_numpy(np.array(value)).expand(sizes)
+    return np.array(np.broadcast_to(value, _allowed(sizes)))
 
 
 def _allowed(sizes: list[int]) -> list[int]:
@@ -74,9 +81,8 @@ def _allowed(sizes: list[int]) -> list[int]:
     return sizes
 
 
-def _expand(value: Numbers, shape: Value | list[int]) -> Numbers:
-    sizes = np.broadcast_shapes(value.shape, ints(shape))
-    return np.array(np.broadcast_to(value, _allowed(list(sizes))))
+def _expand(value: Numbers, shape: Value | list[int]) -> Value:
+    return _repeated(value, list(torch.broadcast_shapes(value.shape, tuple(ints(shape)))))
 
 
 def _range(start: Numbers, limit: Numbers, delta: Numbers) -> Numbers:

@@ -12,12 +12,20 @@ from typing import Any
 from dffg.onnx_import.layers import LAYERS
 from dffg.onnx_import.pointwise import POINTWISE, POINTWISE_BEFORE_13
 from dffg.onnx_import.pooling import POOLING
+from dffg.onnx_import.recurrent import RECURRENT
 from dffg.onnx_import.resize import RESIZE, RESIZE_BEFORE_11
 from dffg.onnx_import.shaping import SHAPING
 
 # From this version on operands broadcast as in NumPy.
 OLDEST_VERSION = 7
-TENSOR_OPERATORS: dict[str, Callable[..., Any]] = {**LAYERS, **POINTWISE, **POOLING, **RESIZE, **SHAPING}
+TENSOR_OPERATORS: dict[str, Callable[..., Any]] = {
+    **LAYERS,
+    **POINTWISE,
+    **POOLING,
+    **RECURRENT,
+    **RESIZE,
+    **SHAPING,
+}
 _BEFORE: dict[int, dict[str, Callable[..., Any]]] = {11: RESIZE_BEFORE_11, 13: POINTWISE_BEFORE_13}
 
 # Inputs that must be known before the network runs although they may be fractions.

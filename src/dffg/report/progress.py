@@ -61,6 +61,11 @@ class ProgressView:
             ),
         )
 
+    def update_count(self, done: int, total: int) -> None:
+        """Show how far a stage is that is counted."""
+        assert self._task is not None
+        self._bar.update(self._task, total=total, completed=done)
+
     def update_learning(self, progress: LearningProgress) -> None:
         """Show where learning stands."""
         if self._task is None:
