@@ -164,7 +164,8 @@ def _time(record: dict[str, Any], name: str) -> str:
     if name not in record["seconds"]:
         return "-"
     ratio = f" ({record['times_ours'][name]:.0f}x)" if name != "dffg" else ""
-    return f"{record['seconds'][name]:.3g} s{ratio}"
+    seconds = record["seconds"][name]
+    return f"{seconds:,.0f} s{ratio}" if seconds >= 100 else f"{seconds:.3g} s{ratio}"
 
 
 def growth_table() -> str:

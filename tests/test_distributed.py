@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 
+from benchmarks import arena, cells, records
 from dffg import distributed
 from dffg.captured import capture, from_bytes, to_bytes
 from dffg.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ from dffg.errors import InputError
 from dffg.images import SyntheticSet
 from dffg.synthesis import synthesize_set
 from tests import test_cli
+from tests.benchmarks.small import small_benchmark
 from tests.networks import NETWORKS, captured
 from tests.test_checkpoint import StopError, stop_after
 from tests.test_cli import MODULE, ROOT, run
@@ -129,6 +131,24 @@ def test_the_bytes_are_those_of_one_process(ray: object, whole: SyntheticSet, co
     assert same(made, whole)
     assert [chain for chain, _ in seen] == list(range(1, CHAINS + 1))
     assert seen[-1][1] == CONFIG.count
+
+
+def test_a_benchmark_has_the_same_rows_with_ray(ray: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    contestants = tuple(arena.Contestant(generator="dffg", options={"steps": steps}) for steps in (2, 3))
+    suite = arena.Suite(networks=("small",), contestants=contestants, seeds=(0, 1), examples=30)
+
+    def rows(folder: str, workers: Workers | None) -> list[cells.Row]:
+        monkeypatch.setattr(records, "RESULTS", tmp_path / folder)
+        arena.run(suite, lambda names: iter([small_benchmark()]), workers)
+        return records.read(arena.SUITE)
+
+    one, two = rows("one", None), rows("two", Workers(ray, 1, 2))
+    assert {row["tasks_at_once"] for row in two} == {2}
+    apart = ("seconds", "tasks_at_once", "commit")
+    same = [[{key: row[key] for key in row if key not in apart} for row in found] for found in (one, two)]
+    assert len(one) == 4
+    assert sorted(same[0], key=arena.key) == sorted(same[1], key=arena.key)
+    assert rows("two", Workers(ray, 1, 2)) == two
 
 
 @pytest.mark.parametrize("generator", ["noise", "zeroq"])

@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import arena, cells, lowbits_tables, records
-from dffg.distributed import Finished, Workers
+from benchmarks import cells, lowbits_tables, records
+from dffg.distributed import Finished
 from dffg.errors import InputError
-from tests import test_distributed
-from tests.benchmarks.small import small_benchmark
 
-ray = test_distributed.ray  # the fixture
 SUITE = "squares"
 
 
@@ -87,24 +84,6 @@ def test_nothing_is_prepared_for_nothing() -> None:
         raise AssertionError
 
     assert measure([], prepare=refuse) == measure([], BackToFront(), prepare=refuse) == []
-
-
-def test_a_benchmark_has_the_same_rows_with_ray(ray: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    contestants = tuple(arena.Contestant(generator="dffg", options={"steps": steps}) for steps in (2, 3))
-    suite = arena.Suite(networks=("small",), contestants=contestants, seeds=(0, 1), examples=30)
-
-    def rows(folder: str, workers: Workers | None) -> list[cells.Row]:
-        monkeypatch.setattr(records, "RESULTS", tmp_path / folder)
-        arena.run(suite, lambda names: iter([small_benchmark()]), workers)
-        return records.read(arena.SUITE)
-
-    one, two = rows("one", None), rows("two", Workers(ray, 1, 2))
-    assert {row["tasks_at_once"] for row in two} == {2}
-    apart = ("seconds", "tasks_at_once", "commit")
-    same = [[{key: row[key] for key in row if key not in apart} for row in found] for found in (one, two)]
-    assert len(one) == 4
-    assert sorted(same[0], key=arena.key) == sorted(same[1], key=arena.key)
-    assert rows("two", Workers(ray, 1, 2)) == two
 
 
 def test_seconds_beside_others_are_marked() -> None:

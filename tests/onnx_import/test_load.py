@@ -25,13 +25,14 @@ from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
 from dffg.export.onnx import write_float
 from dffg.models import load_model
 from dffg.onnx_import.load import load_onnx
-from dffg.patches import patch_sources
+from dffg.patches import PatchObjective, patch_sources
 from dffg.spec import ImageSpec, JointSpec
 from dffg.synthesis import synthesize_set
 from tests.digits import DigitsTransformer
 from tests.export import exported
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 from tests.onnx_import.graphs import model, node, random, run
+from tests.test_patches import group_norm
 
 SPEC = ImageSpec(shape=(3, 8, 8))
 KEPT = {
@@ -131,6 +132,20 @@ def test_a_transformer_is_compared_by_its_patches(exporter: str, tmp_path: Path)
     assert "2 attentions" in found.notes[-1]
     x = inputs((1, 8, 8), 5)
     assert torch.allclose(found.module(x), original.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exporter", ["new", "old"])
+def test_groups_of_channels_are_compared_as_in_the_module(exporter: str, tmp_path: Path) -> None:
+    """Exporters lay them in rows to normalize them: what is compared must still be the map."""
+    torch.manual_seed(0)
+    original = group_norm()
+    loaded = load_onnx(write(original, (3, 8, 8), tmp_path / "model.onnx", **KEPT[exporter]))
+    networks = [capture(module, spec=SPEC) for module in (loaded.module, original)]
+    x = inputs((3, 8, 8), 5)
+    answers, losses = zip(*((net.module(x), PatchObjective(net.module, SPEC)(x)) for net in networks))
+    assert torch.allclose(*answers, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(*losses, rtol=1e-4)
+    assert [len(patch_sources(net.module)) for net in networks] == [2, 2]
 
 
 class Reader(nn.Module):

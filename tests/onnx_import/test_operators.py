@@ -126,6 +126,8 @@ PRODUCTS = [
 NORMS = [
     case("BatchNormalization", random(3), random(3, seed=1), random(3, seed=2), np.abs(random(3, seed=3)) + 0.5),
     case("BatchNormalization", *(np.abs(random(3, seed=seed)) for seed in range(4)), epsilon=0.1, opset=9),
+    case("GroupNormalization", random(4), random(4, seed=1), num_groups=2, shape=(2, 4, 5, 6), epsilon=1e-2),
+    case("GroupNormalization", random(2), random(2, seed=1), num_groups=2, shape=(2, 4, 5, 6), opset=18),
     case("InstanceNormalization", random(3), random(3, seed=1), epsilon=1e-2),
     case("LayerNormalization", random(6), random(6, seed=1)),
     case("LayerNormalization", random(5, 6), axis=2, epsilon=1e-2),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dffg.onnx_import.shaping import reshape
 from dffg.onnx_import.values import Value, operand, tensor
 from dffg.onnx_import.windows import of_rank, windows
 
@@ -116,8 +117,25 @@ def _batch_norm(
     return F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
 
 
-def _instance_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
+def _instance_norm(x: Tensor, scale: Value, bias: Value, *, epsilon: float = 1e-5) -> Tensor:
+    return F.instance_norm(x, weight=tensor(scale), bias=tensor(bias), eps=epsilon)
+
+
+def _group_norm(
+    x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    return F.group_norm(x, num_groups, scale, bias, epsilon)
+
+
+def _group_norm_before_21(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5) -> Tensor:
+    """With a scale and a bias for every group in place of every channel."""
+    size = x.shape[1] // num_groups
+    return F.group_norm(x, num_groups, scale.repeat_interleave(size), bias.repeat_interleave(size), epsilon)
+
+
+def group_norm_of_rows(x: Tensor, shape: Value, *, groups: int, epsilon: float, allowzero: int = 0) -> Tensor:
+    """What a normalization of `groups` rows gives that are laid back into a shape."""
+    return reshape(F.group_norm(x, groups, eps=epsilon), shape, allowzero=allowzero)
 
 
 def _layer_norm(
@@ -148,7 +166,9 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "BatchNormalization": _batch_norm,
+    "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "LRN": _local_response_norm,
 }
+LAYERS_BEFORE_21: dict[str, Callable[..., Any]] = {"GroupNormalization": _group_norm_before_21}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dffg.onnx_import.layers import LAYERS
+from dffg.onnx_import.layers import LAYERS, LAYERS_BEFORE_21
 from dffg.onnx_import.pointwise import POINTWISE, POINTWISE_BEFORE_13
 from dffg.onnx_import.pooling import POOLING
 from dffg.onnx_import.recurrent import RECURRENT
@@ -26,7 +26,11 @@ TENSOR_OPERATORS: dict[str, Callable[..., Any]] = {
     **RESIZE,
     **SHAPING,
 }
-_BEFORE: dict[int, dict[str, Callable[..., Any]]] = {11: RESIZE_BEFORE_11, 13: POINTWISE_BEFORE_13}
+_BEFORE: dict[int, dict[str, Callable[..., Any]]] = {
+    11: RESIZE_BEFORE_11,
+    13: POINTWISE_BEFORE_13,
+    21: LAYERS_BEFORE_21,
+}
 
 # Inputs that must be known before the network runs although they may be fractions.
 NUMBER_INPUTS: dict[str, tuple[int, ...]] = {

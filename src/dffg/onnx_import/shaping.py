@@ -18,7 +18,8 @@ from dffg.onnx_import.values import Numbers, Value, axes_of, ints, numbers, scal
 _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
 
 
-def _reshape(x: Tensor, shape: Value | list[int], *, allowzero: int = 0) -> Tensor:
+def reshape(x: Tensor, shape: Value | list[int], *, allowzero: int = 0) -> Tensor:
+    """A zero keeps the size that an axis has."""
     sizes = ints(shape)
     if not allowzero:
         sizes = [x.shape[axis] if isinstance(size, int) and size == 0 else size for axis, size in enumerate(sizes)]
@@ -125,7 +126,7 @@ def _shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Numbers:
 
 
 SHAPING: dict[str, Callable[..., Any]] = {
-    "Reshape": _reshape,
+    "Reshape": reshape,
     "Flatten": _flatten,
     "Transpose": lambda x, *, perm=None: x.permute(perm or tuple(reversed(range(x.dim())))),
     "Squeeze": _squeeze,
