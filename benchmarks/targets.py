@@ -31,6 +31,7 @@ from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array, ImageSpec
 from dffg.synthesis import synthesize_set
+from dffg.targets import TARGETS
 
 SUITE = "targets"
 LAYERWISE_IMAGES = 16
@@ -119,6 +120,10 @@ def _latency(runtime: Runtime, paths: dict[str, Path], batch: Array) -> dict[str
     return latency_ms({label: runtime.open(path, torch.get_num_threads()) for label, path in paths.items()}, batch)
 
 
+def _place(record: dict[str, Any]) -> tuple[str, int, int]:
+    return record["network"], list(SOURCES).index(record["source"]), list(TARGETS).index(record["target"])
+
+
 def targets_table() -> str:
     """Drop in points, kernels and milliseconds by network, source and target, beside the same from the module."""
     rows = [
@@ -126,7 +131,7 @@ def targets_table() -> str:
         "| verified | KB, float -> int8 | ms, float -> int8 | images apart | same top-1 |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for record in latest(records.read(SUITE), ("network", "source", "target")):
+    for record in sorted(latest(records.read(SUITE), ("network", "source", "target")), key=_place):
         beside = "- | -"
         if record["source"] != MODULE:
             beside = f"{record['images_apart']:.1g} | {record['top1_equal']:.1%}"
