@@ -1,4 +1,6 @@
 import ctypes
+import gc
+import weakref
 
 import pytest
 import torch
@@ -67,3 +69,37 @@ def test_a_large_tensor_comes_from_the_heap():
     third = torch.empty(large)
     assert mapped_blocks() == outside + 2
     del first, second, third
+
+
+class Cycle:
+    """Refers to itself, so that only the garbage collector finds it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_is_made_within_is_found_and_what_was_there_is_left_alone() -> None:
+    gc.collect()
+    before = Cycle()
+    old = weakref.ref(before)
+    with memory.new_objects_only():
+        assert gc.get_freeze_count() > 0
+        new = weakref.ref(Cycle())
+        del before
+        memory.give_back()
+        assert new() is None
+        assert old() is not None
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert old() is None
+
+
+def test_what_was_set_aside_before_stays_so() -> None:
+    gc.freeze()
+    try:
+        aside = gc.get_freeze_count()
+        with memory.new_objects_only():
+            assert gc.get_freeze_count() == aside
+        assert gc.get_freeze_count() == aside
+    finally:
+        gc.unfreeze()

@@ -56,6 +56,23 @@ def give_back() -> None:
         libc.malloc_trim(0)
 
 
+@contextmanager
+def new_objects_only() -> Iterator[None]:
+    """Within, `give_back` looks only for what was made within: what is there already is mostly imported modules.
+
+    Looking through torch and what comes with it takes 0.3 s each time. Where objects are set aside already, in a server
+    before it forks, say, nothing happens.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def physical_memory_bytes() -> int | None:
     """Memory of this machine; None where the system does not tell."""
     try:

@@ -19,7 +19,7 @@ from dffg.config import SynthesisConfig
 from dffg.device import HOST
 from dffg.errors import DffgError, OutputError
 from dffg.evaluation.data import Data
-from dffg.memory import give_back
+from dffg.memory import give_back, new_objects_only
 from dffg.output import check_directory, claimed, unfinished_directory
 from dffg.quant.learning import LearningCallback
 from dffg.report.environment import package_version
@@ -98,7 +98,7 @@ class Run:
 def place(out: Path, force: bool) -> Iterator[None]:
     """A directory that can be written, for this process alone."""
     check_directory(out, force=force)
-    with claimed(out):
+    with claimed(out), new_objects_only():
         check_directory(out, force=force)  # another process may have written it just now
         yield
 
