@@ -112,3 +112,19 @@ def test_parts_are_measured_where_the_network_lies(monkeypatch, tmp_path, name):
 def test_the_peer_is_not_timed_on_an_accelerator():
     with pytest.raises(step.mct.PeerUnavailable):
         step._peer(small_benchmark(), 4, torch.device("meta"))
+
+
+def test_what_is_timed_follows_one_of_its_kind():
+    """Whatever ran before: the second call of two, in every round."""
+    called = []
+
+    def part(name):
+        def seconds():
+            called.append(name)
+            return float(len(called) > 1 and called[-2] == name)
+
+        return seconds
+
+    taken = step.measure({name: part(name) for name in ("floor", "fast", "mct")}, rounds=3)
+    assert [(one["floor"], one["fast"]) for one in taken] == [(1, 1)] * 3
+    assert called[-3:] == ["mct"] * 3
