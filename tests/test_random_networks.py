@@ -27,7 +27,7 @@ from tests.networks import inputs
 from tests.random_networks import Conv, Depthwise, Join, Norm, Plan, Pool, Shared, plans
 
 # Each takes the exporter to ONNX a second or more.
-NETWORKS = int(os.environ.get("DFFG_RANDOM_NETWORKS", "15"))
+NETWORKS = int(os.environ.get("DFFG_RANDOM_NETWORKS", "50"))
 QUICK = SynthesisConfig(count=8, batch_size=4, steps=3, burn_in=1)
 FEW_STEPS = LearningConfig(recipe="fast", learning_images=8, reconstruction_steps=2, finetune_steps=2)
 
