@@ -43,7 +43,7 @@ coverage: setup ## lines and branches of the library that the tests run; half an
 nightly: setup ## adversity in full: 500 random networks, 100,000 inputs a parser, 50 kills, a large network; many hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_suite --kills 50
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.interrupt_suite
-	OMP_NUM_THREADS=1 DFFG_LARGE_NETWORK=1 $(BIN)/python -m pytest -q tests/test_degenerate.py tests/test_families.py
+	OMP_NUM_THREADS=1 DFFG_LARGE_NETWORK=1 $(BIN)/python -m pytest -q tests/test_degenerate.py
 	OMP_NUM_THREADS=1 DFFG_RANDOM_NETWORKS=500 $(BIN)/python -m pytest -q tests/test_random_networks.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs 100000
 

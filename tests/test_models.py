@@ -123,7 +123,8 @@ def test_name_like_nothing_gets_no_suggestion(source):
 @pytest.mark.parametrize("name", ["resnet18", "", "timm:"])
 def test_name_without_a_form_lists_the_forms(name):
     with pytest.raises(
-        InputError, match=r"demo:NAME, timm:NAME, torchvision:NAME, hf:USER/NAME, package.module:factory, or a .pt2"
+        InputError,
+        match=r"demo:NAME, timm:NAME, torchvision:NAME, hf:USER/NAME, package.module:factory, or a .pt2 or .onnx",
     ):
         load_model(name)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -22,6 +21,7 @@ from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for, runtime_of
+from dffg.export.verification import Ticks, no_ticks
 from dffg.finish import finish
 from dffg.output import file_hash
 from dffg.quant.decide import Decided, decide, prepare_float, with_ranges_from
@@ -38,6 +38,7 @@ from dffg.report.result import (
 from dffg.run import SHOWN_DIGITS, Clock, CountCallback, Run, StageCallback, describe_work, place, unfinished_work
 from dffg.spec import Array, ImageSpec
 from dffg.synthesis import ProgressCallback
+from dffg.verify import answers_of
 
 if TYPE_CHECKING:
     from dffg.distributed import Workers
@@ -125,8 +126,7 @@ def _quantize(
         images = calibration_images(run, made_with, calibration, kept)
     with clock.stage("calibration"):
         ranges_from = images.inputs[: synthesis.count]
-        batches = -(-len(ranges_from) // synthesis.batch_size)
-        decided = decide(captured, _batches(ranges_from, synthesis.batch_size, clock.ticks(batches)), quantization)
+        decided = decide(captured, _batches(ranges_from, synthesis.batch_size, clock.ticks), quantization)
     from_noise = None
     if run.evaluation is not None:
         with clock.stage("noise baseline"):
@@ -245,11 +245,8 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
     """Top-1 of a file on labelled data, in the runtime that its name's ending tells."""
     if data.labels is None:
         raise InputError("the data has no labels.")
-    tick, outputs = Clock(None, on_count).ticks(data.batch_count()), []
-    for answer in runtime_for(Path(path)).run(Path(path), data.batches()):
-        outputs.append(answer)
-        tick()
-    return score(np.concatenate(outputs), data.labels)
+    (outputs,) = answers_of(runtime_for(Path(path)), [Path(path)], data, Clock(None, on_count).ticks)
+    return score(outputs, data.labels)
 
 
 def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:
@@ -262,7 +259,9 @@ def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConf
     return replace(decided, parameters=learned)
 
 
-def _batches(inputs: Array, size: int, tick: Callable[[], None] = lambda: None) -> Iterator[Tensor]:
-    for batch in torch.split(torch.from_numpy(inputs), size):
+def _batches(inputs: Array, size: int, ticks: Ticks = no_ticks) -> Iterator[Tensor]:
+    batches = torch.split(torch.from_numpy(inputs), size)
+    tick = ticks(len(batches))
+    for batch in batches:
         yield batch
         tick()

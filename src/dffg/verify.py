@@ -86,11 +86,16 @@ def accuracies_of(
 ) -> list[Accuracy]:
     """Top-1 of quantized files beside that of the float one, on labelled data, which is read once."""
     assert data.labels is not None
-    runs, tick = [runtime.open(path, 0) for path in (reference, *written)], ticks(data.batch_count())
+    expected, *others = answers_of(runtime, (reference, *written), data, ticks)
+    return [compare(expected, other, data.labels) for other in others]
+
+
+def answers_of(runtime: Runtime, paths: Sequence[Path], data: Data, ticks: Ticks) -> list[Array]:
+    """Outputs of every file on all of the data, which is read once; `ticks` as in `verify`."""
+    runs, tick = [runtime.open(path, 0) for path in paths], ticks(data.batch_count())
     answers: list[list[Array]] = [[] for _ in runs]
     for batch in data.batches():
         for run, answer in zip(runs, answers):
             answer.append(run(batch))
         tick()
-    expected, *others = map(np.concatenate, answers)
-    return [compare(expected, other, data.labels) for other in others]
+    return list(map(np.concatenate, answers))

@@ -35,6 +35,11 @@ _BATCH = 2 * 3 * 224 * 224
 _TIE = 1e-4
 
 
+def no_ticks(total: int) -> Callable[[], None]:
+    """For nobody who listens."""
+    return lambda: None
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimulationMatch:
     """The runtime beside the torch simulation.
@@ -72,7 +77,7 @@ def match_simulation(
     path: Path,
     images: Tensor,
     runtime: Runtime = onnxruntime.RUNTIME,
-    ticks: Ticks = lambda total: lambda: None,
+    ticks: Ticks = no_ticks,
 ) -> SimulationMatch:
     """Run file and simulation on the same images, end to end and layer by layer.
 
