@@ -24,6 +24,7 @@ from benchmarks import (
     latency,
     lowbits,
     mixed,
+    overflow,
     patches,
     ranges,
     render,
@@ -253,6 +254,14 @@ def run_diversity(networks: list[str], seeds: list[int], settings: list[str], wo
 def run_latency(networks: list[str], rounds: int, batch: int) -> None:
     """Speed beside the float file and ONNX Runtime's own quantizer."""
     latency.run_suite(networks, rounds, batch)
+
+
+@main.command("overflow")
+@networks
+@seeds
+def run_overflow(networks: list[str], seeds: list[int]) -> None:
+    """Accuracy of W8A8 where the processor adds products in 16 bits."""
+    overflow.run_suite(networks, seeds)
 
 
 @main.command("handover")

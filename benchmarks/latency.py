@@ -43,7 +43,12 @@ def run_suite(networks: list[str], rounds: int, batch: int) -> None:
 
 
 def quantize_static(
-    source: Path, target: Path, images: SyntheticSet, extra_options: dict[str, Any] | None = None
+    source: Path,
+    target: Path,
+    images: SyntheticSet,
+    extra_options: dict[str, Any] | None = None,
+    *,
+    reduce_range: bool = False,
 ) -> None:
     """ONNX Runtime's quantizer in its fast form: U8S8, per channel, Q/DQ, on the same images."""
     from onnxruntime.quantization import QuantFormat, QuantType
@@ -60,6 +65,7 @@ def quantize_static(
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=reduce_range,
         extra_options=extra_options,
     )
 

@@ -67,7 +67,7 @@ def finish(
                 *run.notes,
                 *run.captured.notes,
                 *runtime.notes,
-                *width_notes(quantized, quantization.runtime),
+                *width_notes(quantized, quantization),
                 *equalization_notes(decided),
                 *memory_notes(images.made, synthesis),
             ),

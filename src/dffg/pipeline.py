@@ -27,6 +27,7 @@ from dffg.output import file_hash
 from dffg.quant.decide import Decided, decide, prepare_float, with_ranges_from
 from dffg.quant.learning import LearningCallback, learn
 from dffg.quant.stored import load_parameters, tensors_of
+from dffg.quant.widths import with_known_range
 from dffg.report.command import python_call
 from dffg.report.result import (
     PARAMETERS_FILE,
@@ -86,6 +87,7 @@ def quantize(
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     runtime_of(quantization.target)
+    quantization = with_known_range(quantization)
     clock, where = Clock(on_stage, on_count), device_named(device)
     with place(Path(out), force):
         with clock.stage("capture"):

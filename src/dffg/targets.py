@@ -17,7 +17,8 @@ class Target:
     any. reads_only: a tensor is quantized for those that read it; else every integer operator's result is, too.
     integer_biases: biases are int32 in the file. float_answer: the last layer writes float from integers;
     float_convolution: so does it where it is a convolution, which else computes in float.
-    joins_scales: tensors that are concatenated have one scale, that of the result.
+    joins_scales: tensors that are concatenated have one scale, that of the result. adds_pairs: products are added in
+    pairs, in 16 bits where the processor has nothing better (`dffg.processor`).
     """
 
     name: str
@@ -30,12 +31,13 @@ class Target:
     float_answer: bool = True
     float_convolution: bool = True
     joins_scales: bool = False
+    adds_pairs: bool = True
 
 
 ONNXRUNTIME = Target(name="onnxruntime", float_convolution=False)
 # OpenVINO has no integers of 2 bits; 3 are stored in 4.
 OPENVINO = Target(name="openvino", weight_bits=3)
-TORCH = Target(name="torch", packs=False)
+TORCH = Target(name="torch", packs=False, adds_pairs=False)
 # TensorRT multiplies signed integers of 8 bits around zero, and nothing may stand between a Q and its DQ.
 TENSORRT = Target(
     name="tensorrt",
@@ -45,6 +47,7 @@ TENSORRT = Target(
     signed=True,
     reads_only=True,
     integer_biases=False,
+    adds_pairs=False,
 )
 # XNNPACK convolves and multiplies integers to integers, of 8 bits.
 EXECUTORCH = Target(
@@ -54,6 +57,7 @@ EXECUTORCH = Target(
     packs=False,
     float_answer=False,
     joins_scales=True,
+    adds_pairs=False,
 )
 
 TARGETS = {target.name: target for target in (ONNXRUNTIME, OPENVINO, TENSORRT, TORCH, EXECUTORCH)}

@@ -47,6 +47,11 @@ class QuantizationConfig:
     candidate_bits: str | None = option(
         None, "For mixed bits: widths to choose from  [default: 2,4,8 for a size, 2,3,4,5,6,8 for others]"
     )
+    reduce_range: bool | None = option(
+        None,
+        "Keep 8-bit weights within 7 bits, as x86 CPUs without VNNI need: they add products in 16 bits  [default: as "
+        "this CPU needs]",
+    )
     target: str = option(ONNXRUNTIME.name, "Runtime to write for.", tuple(TARGETS))
     activation_ranges: str = option("mse", "How activation ranges are chosen.", RANGES)
     weight_ranges: str = option("mse", "How weight ranges are chosen.", WEIGHT_RANGES)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from dffg.config import QuantizationConfig
-from dffg.graph import WEIGHTED, calls
+from dffg.graph import WEIGHTED, calls, is_depthwise
+from dffg.processor import adds_in_16_bits
 from dffg.quant.placement import POOLS, Placement, before_padding, integer_inputs
 
 _STORED_BITS = (2, 4, 8)
+# Of a weight and an activation together: 2 * 2^(w-1) * (2^a - 1) fits into 16 bits with their sign.
+PAIR_BITS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +70,23 @@ def uniform_widths(module: fx.GraphModule, placement: Placement, config: Quantiz
         for layer in layers[:1]:
             activations |= dict.fromkeys(result_tensors(layer, placement), config.first_last_bits)
     return BitWidths(weights=weights, activations=activations)
+
+
+def with_known_range(config: QuantizationConfig) -> QuantizationConfig:
+    """The configuration with `reduce_range` as this processor needs it, where it was left open."""
+    if config.reduce_range is not None:
+        return config
+    return replace(config, reduce_range=config.runtime.adds_pairs and adds_in_16_bits())
+
+
+def reduced(widths: BitWidths, module: fx.GraphModule, placement: Placement) -> BitWidths:
+    """Weights of so few bits that two products fit into 16, with any input: 7 where both have 8.
+
+    Depthwise convolutions keep theirs: their kernels add one product at a time, in 32 bits.
+    """
+    weights = dict(widths.weights)
+    for layer in quantized_layers(module):
+        if not is_depthwise(module, layer):
+            most = PAIR_BITS - widths.activations[input_tensor(layer, placement).name]
+            weights[layer.name] = min(weights[layer.name], most)
+    return replace(widths, weights=weights)

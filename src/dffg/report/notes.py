@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dffg.config import SynthesisConfig
+from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.export.packing import MOST_PACKED_BITS
 from dffg.images import SyntheticSet
+from dffg.processor import adds_in_16_bits
 from dffg.quant.decide import Decided
 from dffg.quant.simulate import Quantized
-from dffg.targets import Target
+from dffg.quant.widths import PAIR_BITS
 
 
-def width_notes(quantized: Quantized, target: Target) -> tuple[str, ...]:
-    """What fewer than 8 bits bring, and what they do not."""
+def width_notes(quantized: Quantized, config: QuantizationConfig) -> tuple[str, ...]:
+    """What fewer than 8 bits bring, and what they do not; on which processors 8 are too many."""
     notes = []
-    widths, packed = {layer.weight_bits for layer in quantized.layers}, MOST_PACKED_BITS if target.packs else 0
+    widths, packed = {layer.weight_bits for layer in quantized.layers}, MOST_PACKED_BITS if config.runtime.packs else 0
+    if config.reduce_range and PAIR_BITS - 8 in widths:
+        widths -= {PAIR_BITS - 8}
+        notes.append(
+            "weights are kept within 7 bits, as x86 CPUs without VNNI need, which add products in 16 bits; a file for "
+            "other CPUs can have 8, by --reduce-range false"
+        )
+    elif config.runtime.adds_pairs and any(
+        layer.weight_bits + layer.activation_bits > PAIR_BITS for layer in quantized.layers
+    ):
+        where = "this CPU" if adds_in_16_bits() else "x86 CPUs without VNNI"
+        notes.append(f"products of 8 bits overflow on {where}: a file for it is made by --reduce-range true")
     if any(bits <= packed for bits in widths):
         notes.append("weights of 4 bits and fewer make a smaller file; the runtime computes in int8 all the same")
     if any(packed < bits < 8 for bits in widths):
@@ -22,6 +34,10 @@ def width_notes(quantized: Quantized, target: Target) -> tuple[str, ...]:
     if any(layer.activation_bits < 8 for layer in quantized.layers):
         notes.append("activations of fewer than 8 bits are clipped and still 8 bits wide: this is not faster")
     return tuple(notes)
+
+
+def _most_bits(quantized: Quantized) -> int:
+    return max((layer.weight_bits + layer.activation_bits for layer in quantized.layers), default=0)
 
 
 def equalization_notes(decided: Decided) -> tuple[str, ...]:
