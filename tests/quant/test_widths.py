@@ -4,8 +4,17 @@ from torch import nn
 from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.fold import fold_batch_norms
+from dffg.graph import is_depthwise
+from dffg.quant import widths as rules
 from dffg.quant.placement import place, prepare
-from dffg.quant.widths import input_tensor, quantized_layers, stored_bits, uniform_widths
+from dffg.quant.widths import (
+    input_tensor,
+    quantized_layers,
+    reduced,
+    stored_bits,
+    uniform_widths,
+    with_known_range,
+)
 from dffg.spec import ImageSpec
 from tests.networks import captured, randomize
 
@@ -72,3 +81,40 @@ def test_the_first_result_is_wide_up_to_the_next_layer(activation, pool):
 
 def test_widths_are_stored_in_the_narrowest_type_that_holds_them():
     assert [stored_bits(bits) for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("weight_bits", range(2, 9))
+@pytest.mark.parametrize("activation_bits", range(2, 9))
+def test_two_products_fit_into_16_bits_with_as_many_bits_as_can_be(weight_bits, activation_bits):
+    module, placement, widths = widths_of("conv", bits=f"W{weight_bits}A{activation_bits}")
+    largest = 2**activation_bits - 1
+    for bits in reduced(widths, module, placement).weights.values():
+        assert bits == weight_bits or 2 * 2**bits * largest > 2**15
+        assert 2 * 2 ** (bits - 1) * largest < 2**15
+
+
+def test_depthwise_layers_keep_8_bits_and_activations_theirs():
+    module, placement, widths = widths_of("inverted-residual")
+    narrow = reduced(widths, module, placement)
+    depthwise = [is_depthwise(module, layer) for layer in quantized_layers(module)]
+    assert set(depthwise) == {True, False}
+    assert list(narrow.weights.values()) == [8 if each else 7 for each in depthwise]
+    assert narrow.activations == widths.activations
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+@pytest.mark.parametrize(("target", "asks"), [("onnxruntime", True), ("openvino", True), ("torch", False)])
+def test_the_range_of_weights_is_what_the_processor_needs_where_nobody_chose(monkeypatch, target, asks, overflows):
+    monkeypatch.setattr(rules, "adds_in_16_bits", lambda: overflows)
+    known = with_known_range(QuantizationConfig(target=target))
+    assert known.reduce_range is (overflows and asks)
+    assert known.weight_rounding == ("squant" if known.reduce_range else "nearest")
+    assert known.bias_correction == ("analytic" if known.reduce_range else "none")
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_chosen_range_and_chosen_methods_stay(monkeypatch, chosen):
+    monkeypatch.setattr(rules, "adds_in_16_bits", lambda: not chosen)
+    assert with_known_range(QuantizationConfig(reduce_range=chosen)).reduce_range is chosen
+    known = with_known_range(QuantizationConfig(weight_rounding="nearest", bias_correction="empirical"))
+    assert (known.weight_rounding, known.bias_correction) == ("nearest", "empirical")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import sys
 import threading
 
@@ -83,4 +84,6 @@ def main() -> None:
             raise
         click.echo(f"dffg: memory ran out: {first_line(error)}\n{_TAKES_LESS}", err=True)
         code = DffgError.exit_code
+    # Python would look through all that torch and the run made once more, for a second or two.
+    gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)

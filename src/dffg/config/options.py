@@ -36,7 +36,9 @@ def fill(config: Any, name: str, value: Any) -> None:
 
 
 def check_choices(config: Any, *names: str) -> None:
-    """Of the named options, or of all."""
+    """Of the named options, or of all; what is still open may be None."""
     for name in names or config.__dataclass_fields__:
-        choices, value = config.__dataclass_fields__[name].metadata.get("choices", ()), getattr(config, name)
-        require(not choices or value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+        known, value = config.__dataclass_fields__[name], getattr(config, name)
+        choices = known.metadata.get("choices", ())
+        is_open = value is None and known.default is None
+        require(not choices or is_open or value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from dffg.config import QuantizationConfig
-from dffg.graph import WEIGHTED, calls, is_depthwise
+from dffg.graph import WEIGHTED, calls, groups_of, is_depthwise, weight_of
 from dffg.processor import adds_in_16_bits
 from dffg.quant.placement import POOLS, Placement, before_padding, integer_inputs
 
@@ -76,17 +76,21 @@ def with_known_range(config: QuantizationConfig) -> QuantizationConfig:
     """The configuration with `reduce_range` as this processor needs it, where it was left open."""
     if config.reduce_range is not None:
         return config
-    return replace(config, reduce_range=config.runtime.adds_pairs and adds_in_16_bits())
+    return replace(config, reduce_range=not config.is_range_known and adds_in_16_bits())
 
 
 def reduced(widths: BitWidths, module: fx.GraphModule, placement: Placement) -> BitWidths:
     """Weights of so few bits that two products fit into 16, with any input: 7 where both have 8.
 
-    Depthwise convolutions keep theirs: their kernels add one product at a time, in 32 bits.
+    Convolutions with a channel in and out in every group keep theirs: their kernels add one product at a time.
     """
     weights = dict(widths.weights)
     for layer in quantized_layers(module):
-        if not is_depthwise(module, layer):
+        if not _adds_alone(module, layer):
             most = PAIR_BITS - widths.activations[input_tensor(layer, placement).name]
             weights[layer.name] = min(weights[layer.name], most)
     return replace(widths, weights=weights)
+
+
+def _adds_alone(module: fx.GraphModule, layer: fx.Node) -> bool:
+    return is_depthwise(module, layer) and len(weight_of(module, layer)) == groups_of(layer)
