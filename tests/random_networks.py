@@ -262,6 +262,7 @@ _options = st.fixed_dictionaries(
         "activation_ranges": st.sampled_from(("minmax", "percentile", "mse", "lp", "sigma")),
         "weight_ranges": st.sampled_from(("minmax", "mse", "lp")),
         "absorb_biases": st.booleans(),
+        "reduce_range": st.just(True),
     },
 ).map(lambda options: tuple(sorted(options.items())))
 

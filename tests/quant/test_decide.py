@@ -20,7 +20,9 @@ SPEC = ImageSpec(shape=(3, 8, 8))
 
 @cache
 def simulated(name, bits="W8A8", ranges="mse", weights="mse"):
-    options = QuantizationConfig(bits=bits, other_bits=int(bits[-1]), activation_ranges=ranges, weight_ranges=weights)
+    options = QuantizationConfig(
+        bits=bits, other_bits=int(bits[-1]), activation_ranges=ranges, weight_ranges=weights, reduce_range=False
+    )
     return simulate(captured(name), [inputs(NETWORKS[name][1], 16, seed=1)], options)
 
 
@@ -281,7 +283,7 @@ def test_biases_are_rounded_in_double_precision():
     model = dead_channels()
     with torch.no_grad():
         model.head.weight *= 1e-5
-    quantized = simulate(capture(model, spec=SPEC), [inputs((3, 8, 8))])
+    quantized = simulate(capture(model, spec=SPEC), [inputs((3, 8, 8))], QuantizationConfig(reduce_range=False))
     floats = [node for node in quantized.float_module.graph.nodes if calls(node, *WEIGHTED)]
     for node, other in zip(nodes_of(quantized, *WEIGHTED), floats, strict=True):
         levels, scale = (stored(quantized.module, argument).numpy() for argument in node.args[2].args[:2])

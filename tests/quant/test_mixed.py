@@ -17,9 +17,10 @@ from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, randomize
 
 
-def mixed(name, **options):
+def mixed(name, *, reduce_range=False, **options):
     images = [inputs(NETWORKS[name][1], 8, seed=seed) for seed in (1, 2)]
-    return simulate(captured(name), iter(images), QuantizationConfig(bits="mixed", **options))
+    config = QuantizationConfig(bits="mixed", reduce_range=reduce_range, **options)
+    return simulate(captured(name), iter(images), config)
 
 
 def posed(name, count=8, **options):
@@ -107,6 +108,14 @@ def test_outer_layers_keep_a_width_that_is_given(budget):
     with pytest.raises(InputError, match="the smallest possible is"):
         mixed("inverted-residual", budget="size=0.25x", first_last_bits=8)
     assert mixed("inverted-residual", budget="size=0.25x").mixed.chosen.cost == pytest.approx(0.25, abs=0.01)
+
+
+def test_chosen_widths_keep_within_the_reduced_range():
+    wide, narrow = (
+        mixed("inverted-residual", budget="size=0.8x", reduce_range=choice).layers for choice in (False, True)
+    )
+    assert {(layer.weight_bits, after.weight_bits) for layer, after in zip(wide, narrow, strict=True)} >= {(8, 7)}
+    assert all(after.weight_bits in (layer.weight_bits, 7) for layer, after in zip(wide, narrow, strict=True))
 
 
 def test_sensitivities_are_measured_on_the_given_number_of_images_from_the_whole_stream():

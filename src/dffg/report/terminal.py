@@ -17,7 +17,7 @@ from dffg.evaluation.metrics import Accuracy
 from dffg.inspection import Inspection
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
-from dffg.report.facts import by_reason
+from dffg.report.facts import by_reason, counted
 from dffg.report.result import Agreement, Images, Latency, Layer, Result
 
 
@@ -75,7 +75,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         (
             "simulation",
             f"{match.equal_share:.3%} of integers equal in the worst layer, at most "
-            f"{match.max_abs_difference_in_steps} step apart" + _same_top1(match.top1),
+            f"{counted(match.max_abs_difference_in_steps, 'step')} apart" + _same_top1(match.top1),
         ),
         ("agreement", _describe_agreement(result.agreement)),
         ("", result.agreement.meaning),
