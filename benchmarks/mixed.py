@@ -27,7 +27,7 @@ from dffg.quant.decide import Seen, look, settle
 from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
 from dffg.quant.simulate import insert
-from dffg.quant.widths import uniform_widths
+from dffg.quant.widths import uniform_widths, with_known_range
 from dffg.synthesis import synthesize_set
 
 SUITE = "mixed"
@@ -85,11 +85,11 @@ def key(record: dict[str, Any]) -> str:
 
 
 def _uniform(bits: str) -> QuantizationConfig:
-    return QuantizationConfig(bits=bits, **_OPTIONS)
+    return with_known_range(QuantizationConfig(bits=bits, **_OPTIONS))
 
 
 def _mixed(size: float) -> QuantizationConfig:
-    return QuantizationConfig(bits="mixed", budget=f"size={size:g}x", **_OPTIONS)
+    return with_known_range(QuantizationConfig(bits="mixed", budget=f"size={size:g}x", **_OPTIONS))
 
 
 def _settled(cell: dict[str, Any], seen: Seen, problem: Problem) -> Parameters:

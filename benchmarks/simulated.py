@@ -30,7 +30,7 @@ from dffg.quant.parameters import Parameters, round_layers
 from dffg.quant.placement import place, prepare
 from dffg.quant.ranges import Histogram
 from dffg.quant.simulate import Quantized, insert
-from dffg.quant.widths import uniform_widths
+from dffg.quant.widths import uniform_widths, with_known_range
 from dffg.spec import Array
 
 BATCH = 32
@@ -54,6 +54,7 @@ class Simulated:
 
     def answer(self, histograms: dict[str, Histogram], config: QuantizationConfig, inputs: Iterable[Array]) -> Array:
         """Outputs of the quantized network, in ONNX Runtime, on batches of inputs."""
+        config = with_known_range(config)
         widths = uniform_widths(self._module, self._placement, config)
         parameters = Parameters(
             activations=choose_ranges(histograms, self._placement, self.captured.spec, widths, config),

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, OutputError
 from dffg.output import claimed
-from dffg.pipeline import quantize
+from dffg.pipeline import finetune, quantize
 from dffg.report.result import PAGE_FILE, Result
 from dffg.spec import ImageSpec
 from tests.interrupt_suite import interrupt
@@ -46,11 +47,11 @@ class StopError(Exception):
     pass
 
 
-def run(out: Path, *, network: Captured | None = None, bits: str = "W4A4", **options: object) -> Result:
+def run(out: Path, *, network: Captured | None = None, bits: str = "W4A4", seed: int = 0, **options: object) -> Result:
     return quantize(
         network or tiny_network(),
         out,
-        synthesis=QUICK,
+        synthesis=replace(QUICK, seed=seed),
         quantization=QuantizationConfig(bits=bits),
         learning=LEARNING,
         **options,
@@ -141,6 +142,34 @@ def test_unfinished_work_in_batches_of_another_size_is_refused(stopped: Path) ->
         run(stopped, memory_limit=limit)
     with pytest.raises(StopError):
         run(stopped, memory_limit=2 * limit, on_stage=stop_at("learning"))
+
+
+def test_chains_of_batches_that_fit_into_a_limit_are_kept(tmp_path: Path) -> None:
+    limit = 2 * bytes_per_image(tiny_network())
+    with pytest.raises(StopError):
+        run(tmp_path / "out", memory_limit=limit, on_stage=stop_at("calibration"))
+    steps: list[int] = []
+    steps_before: dict[str, int] = {}
+    resumed = run(
+        tmp_path / "out",
+        memory_limit=limit,
+        progress=lambda progress: steps.append(progress.step),
+        on_stage=lambda name: steps_before.setdefault(name, len(steps)),
+    )
+    assert steps_before["calibration"] == 0
+    assert lasting(resumed) == lasting(run(tmp_path / "other", memory_limit=limit))
+
+
+def test_training_of_other_steps_or_of_another_result_is_refused(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in ("first", "second"))
+    run(first, seed=0)
+    run(second, seed=1)
+    with pytest.raises(StopError):
+        finetune(tiny_network(), first, tmp_path / "out", steps=4, on_stage=stop_at("export"))
+    with pytest.raises(OutputError, match=r"begun otherwise: finetune_steps was 4 and is 5\."):
+        finetune(tiny_network(), first, tmp_path / "out", steps=5)
+    with pytest.raises(OutputError, match=r"the earlier result was [0-9a-f]{12} and is [0-9a-f]{12}"):
+        finetune(tiny_network(), second, tmp_path / "out", steps=4)
 
 
 def test_force_starts_anew(stopped: Path, whole: Result, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def _read_batch_norm(module: fx.GraphModule, node: fx.Node) -> BatchNorm:
     if mean is None or var is None:
         raise StatisticsError(
             f"BatchNorm {name} has no running statistics (track_running_stats=False), so it remembers nothing of the "
-            "training data. Use a network trained with running statistics, or calibrate with real data."
+            "training data. Use a network trained with running statistics; real data (--calibration) cannot replace "
+            "them."
         )
     if not (is_stored(mean) and is_stored(var)):
         raise StatisticsError(

@@ -131,7 +131,8 @@ def _without_batch_norm(module: fx.GraphModule) -> str:
         raise StatisticsError(
             "the network has no BatchNorm, so nothing of its training data can be recovered, and neither attention nor "
             "another normalization of maps, whose patches could be compared. If BatchNorm was folded into the "
-            "convolutions, start from the unfolded network; otherwise calibrate with real data."
+            "convolutions, start from the unfolded network. Real data (--calibration) does not help: the file is verified "
+            "on images that are made from the network, too."
         )
     return describe(sources)
 

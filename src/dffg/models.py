@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,12 +59,17 @@ def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -
         return _load_onnx(Path(name), weights)
     kind, _, rest = name.partition(":")
     if not rest:
-        raise InputError(f"{name!r} is not a network dffg knows; give {FORMS}.")
+        held = f" It may hold weights: name the network, and add --weights {name}." if _holds_weights(name) else ""
+        raise InputError(f"{name!r} is not a network dffg knows; give {FORMS}.{held}")
     with no_connections():
         model, spec = _named(kind, rest, weights is None)
     if weights is not None:
         load_weights(model, weights)
     return Loaded(model=model, spec=spec, name=name)
+
+
+def _holds_weights(name: str) -> bool:
+    return name.endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors"))
 
 
 def _named(kind: str, name: str, pretrained: bool) -> Network:
@@ -99,20 +106,37 @@ def _require_own_weights(path: Path, weights: Path | None) -> None:
         raise InputError(f"there is no file {path}.")
 
 
+def _refuse_arguments(factory: Callable[..., Any], name: str) -> None:
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise InputError(
+            f"{name} cannot be called without arguments: {error}; name a function that takes none and returns the "
+            "network."
+        ) from error
+    except ValueError:  # of some functions in C nothing is known
+        return
+
+
 def _made(module_name: str, factory_name: str) -> nn.Module:
     """What the user's own code makes."""
     sys.path.insert(0, os.getcwd())
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, TypeError, ValueError) as error:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # it is the user's code that runs here
+        what = str(error) if isinstance(error, (ImportError, ValueError)) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{module_name or 'an empty name'} cannot be imported: {error}. Networks are given as {FORMS}."
+            f"{module_name or 'an empty name'} cannot be imported: {what}. Networks are given as {FORMS}."
         ) from error
-    except AttributeError as error:
-        raise InputError(f"{module_name} has no {factory_name}.") from error
     finally:
         sys.path.pop(0)
-    model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    if not hasattr(module, factory_name):
+        raise InputError(f"{module_name} has no {factory_name}.")
+    factory = getattr(module, factory_name)
+    model = factory
+    if callable(factory) and not isinstance(factory, nn.Module):
+        _refuse_arguments(factory, f"{module_name}:{factory_name}")
+        model = factory()
     if not isinstance(model, nn.Module):
         raise InputError(f"{module_name}:{factory_name} gives a {type(model).__name__}, not a torch.nn.Module.")
     return model

@@ -16,7 +16,7 @@ _guarded = ContextVar("guarded", default=False)
 
 def is_offline() -> bool:
     """Whether the user forbade downloads."""
-    return os.environ.get(VARIABLE) == "1"
+    return os.environ.get(VARIABLE, "").lower() not in ("", "0", "false", "no")
 
 
 @contextmanager

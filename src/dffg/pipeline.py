@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from dffg.batch import fitting
+from dffg.batch import fitting, is_out_of_memory
 from dffg.calibration import Calibration, calibration_images, images_beside, noise_images
 from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.device import AUTO, device_named, moved
 from dffg.ends import columns
-from dffg.errors import InputError
+from dffg.errors import DffgError, InputError, first_line
 from dffg.evaluation.data import Data
-from dffg.evaluation.metrics import Score, score
+from dffg.evaluation.metrics import Score, check_labels, score
 from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.export.verification import Ticks, no_ticks
 from dffg.finish import finish
@@ -92,9 +92,9 @@ def quantize(
     with place(Path(out), force):
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
-        _refuse_accuracy(captured, evaluation)
+        _check_ends(captured, evaluation)
         source = "real" if calibration is not None else "synthetic"
-        made_with = synthesis if memory_limit is None else fitting(captured, synthesis, memory_limit)
+        fitted = synthesis if memory_limit is None else fitting(captured, synthesis, memory_limit)
         run = Run(
             captured=captured,
             out=Path(out),
@@ -105,17 +105,18 @@ def quantize(
             clock=clock,
             progress=progress,
             learning_progress=learning_progress,
-            work=describe_work(captured, made_with, quantization, learning, data=source, device=where),
+            work=describe_work(captured, fitted, quantization, learning, data=source, device=where),
             device=where,
             memory_limit=memory_limit,
             workers=workers,
         )
         with unfinished_work(run.out, run.work, force):
-            return _quantize(run, synthesis, quantization, learning, calibration)
+            return _quantize(run, fitted, synthesis, quantization, learning, calibration)
 
 
 def _quantize(
     run: Run,
+    fitted: SynthesisConfig,
     synthesis: SynthesisConfig,
     quantization: QuantizationConfig,
     learning: LearningConfig,
@@ -123,7 +124,7 @@ def _quantize(
 ) -> Result:
     captured, clock = run.captured, run.clock
     with clock.stage("synthesis"):
-        made_with = synthesis.for_learning(learning.learning_images) if learning.learns else synthesis
+        made_with = fitted.for_learning(learning.learning_images) if learning.learns else fitted
         kept = run.kept(captured.module, made_with) if learning.learns else None
         images = calibration_images(run, made_with, calibration, kept)
     with clock.stage("calibration"):
@@ -177,7 +178,7 @@ def finetune(
         runtime_of(quantization.target)
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
-        _refuse_accuracy(captured, evaluation)
+        _check_ends(captured, evaluation)
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
         start = file_hash(Path(quantized) / REPORT_FILE)[:SHOWN_DIGITS]
         run = Run(
@@ -191,7 +192,13 @@ def finetune(
             progress=progress,
             learning_progress=learning_progress,
             work=describe_work(
-                captured, synthesis, quantization, start=start, steps=steps, images=images, device=where
+                captured,
+                synthesis,
+                quantization,
+                finetune_steps=steps,
+                learning_images=images,
+                device=where,
+                **{"the earlier result": start},
             ),
             device=where,
         )
@@ -229,9 +236,23 @@ def _finetune(
     return finish(run, decided, calibration, quantization, learning, synthesis)
 
 
-def _refuse_accuracy(captured: Captured, evaluation: Data | None) -> None:
-    if evaluation is not None and columns(captured.module):
+def _check_ends(captured: Captured, evaluation: Data | None) -> None:
+    """Before any work: whether the answer can be compared, and whether the data fits the network."""
+    shape, several = captured.module.graph.output_node().args[0].meta["val"].shape, columns(captured.module)  # type: ignore[union-attr]
+    if len(shape) < 2:
+        raise InputError(
+            f"the network answers with {len(shape)} axes; it must return a batch of classes, (batch, classes), or of "
+            "one number each, (batch, 1), without argmax, squeeze or a mean over the batch."
+        )
+    if evaluation is None:
+        return
+    if several:
         raise InputError("top-1 is not defined for a network with several outputs; leave --eval out.")
+    if evaluation.labels is None:
+        raise InputError("the evaluation data has no labels; load it with labelled=True.")
+    if evaluation.spec.shape != captured.spec.shape:
+        raise InputError(f"evaluation data has shape {evaluation.spec.shape}, the network takes {captured.spec.shape}.")
+    check_labels(int(shape[1]), evaluation.labels)
 
 
 def _captured(
@@ -245,9 +266,24 @@ def _captured(
 
 def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = None) -> Score:
     """Top-1 of a file on labelled data, in the runtime that its name's ending tells."""
+    path = Path(path)
     if data.labels is None:
-        raise InputError("the data has no labels.")
-    (outputs,) = answers_of(runtime_for(Path(path)), [Path(path)], data, Clock(None, on_count).ticks)
+        raise InputError("the data has no labels; load it with labelled=True.")
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; name the file in it, like {path / 'model.onnx'}.")
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    try:
+        (outputs,) = answers_of(runtime_for(path), [path], data, Clock(None, on_count).ticks)
+    except DffgError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{path} cannot be run on examples of shape {data.spec.shape} in batches: {first_line(error)}; give the "
+            "shape that it takes by --input, and a file whose batch is not fixed."
+        ) from error
     return score(outputs, data.labels)
 
 

@@ -89,14 +89,14 @@ def dump(values: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
-def with_place(error: InputError) -> InputError:
-    """The same error, with the line of the recipe where the option stands that it is about."""
+def with_place(error: InputError, said: str) -> InputError:
+    """What is said of an error, with the line of the recipe where the option stands that it is about."""
     context = click.get_current_context()
     for name, place in context.meta.get(_PLACES, {}).items():
         from_recipe = context.get_parameter_source(name) == click.core.ParameterSource.DEFAULT_MAP
         if from_recipe and str(error).startswith(f"{name} is "):
-            return InputError(f"{place}: {error}")
-    return error
+            return InputError(f"{place}: {said}")
+    return InputError(said)
 
 
 def _take(context: click.Context, given: tuple[str, ...], names: tuple[str, ...]) -> str | None:

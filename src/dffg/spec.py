@@ -38,8 +38,14 @@ class ImageSpec:
         if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > 2**28:
             raise InputError(f"input shape {self.shape} is not usable; give CxHxW with positive sizes, like 3x224x224.")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, channels) or not all(map(math.isfinite, values)):
-                raise InputError(f"{name} {values} does not fit {channels} channels; give 1 or {channels} numbers.")
+            if not all(map(math.isfinite, values)):
+                raise InputError(f"{name} is {values}; give finite numbers.")
+            if len(values) not in (1, channels):
+                shape = "x".join(map(str, self.shape))
+                raise InputError(
+                    f"{name} {values} does not fit {channels} channels, the first size of the input {shape}; give the "
+                    f"shape as CxHxW, without the batch, and {name} as one number or one for every channel."
+                )
         if min(self.std) <= 0:
             raise InputError(f"std {self.std} must be positive.")
         if not (self.bounds[0] < self.bounds[1] and all(map(math.isfinite, self.bounds))):
@@ -144,17 +150,18 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise InputError(f"cannot read input shape {text!r}; write it like 3x224x224.") from None
 
 
-def parse_numbers(text: str, separator: str = ",") -> tuple[float, ...]:
+def parse_numbers(text: str) -> tuple[float, ...]:
     """Read `0.485,0.456,0.406`."""
     try:
-        return tuple(float(part) for part in text.split(separator))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"cannot read numbers {text!r}; write them like 0.5{separator}0.5.") from None
+        raise InputError(f"cannot read numbers {text!r}; write them like 0.5 or 0.485,0.456,0.406.") from None
 
 
 def parse_bounds(text: str) -> tuple[float, float]:
     """Read `-130:30`."""
-    numbers = parse_numbers(text, ":")
-    if len(numbers) != 2:
-        raise InputError(f"cannot read bounds {text!r}; write them like 0:1.")
-    return numbers[0], numbers[1]
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise InputError(f"cannot read bounds {text!r}; write them like 0:1 or -130:30.") from None
+    return low, high

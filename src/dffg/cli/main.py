@@ -29,7 +29,7 @@ _TAKES_LESS = (
 def cli() -> None:
     """Data-free quantization: from a trained network to a verified file of 8 bits or fewer, without data.
 
-    MODEL is demo:NAME, timm:NAME, torchvision:NAME, package.module:factory, or a .pt2 or .onnx file.
+    MODEL is demo:NAME, timm:NAME, torchvision:NAME, hf:USER/NAME, package.module:factory, or a .pt2 or .onnx file.
     """
 
 

@@ -42,7 +42,15 @@ def make(config: type, values: dict[str, Any]) -> Any:
     try:
         return config(**{name: values[name] for name in names if values[name] is not None})
     except InputError as error:
-        raise with_place(error) from None
+        raise with_place(error, _as_typed(config, str(error))) from None
+
+
+def _as_typed(config: type, text: str) -> str:
+    """A message about a field, with the name that the command line has for it."""
+    for field in dataclasses.fields(config):
+        if text.startswith(f"{field.name} is "):
+            return _flags(field)[0] + text.removeprefix(field.name)
+    return text
 
 
 def _option(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:

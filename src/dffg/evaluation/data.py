@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,11 @@ def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
     if not path.exists():
         raise InputError(f"there is no data at {path}.")
     data = _load_folder(path, spec, labelled) if path.is_dir() else _load_npz(path, spec)
+    if not len(data):
+        what = f"; a folder holds pictures that end with {', '.join(sorted(_SUFFIXES))}" if path.is_dir() else ""
+        raise InputError(f"{path} holds no examples{what}.")
     if labelled and data.labels is None:
         raise InputError(f"{path} has no labels; add labels.csv with columns file,label, or `labels` in the .npz.")
-    if not len(data):
-        raise InputError(f"{path} holds no examples.")
     return data
 
 
@@ -120,17 +122,31 @@ def _load_folder(folder: Path, spec: ImageSpec, labelled: bool) -> Data:
 
 
 def _load_csv(folder: Path, spec: ImageSpec) -> Data:
+    table = folder / "labels.csv"
     try:
-        with (folder / "labels.csv").open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-        files = [folder / row["file"] for row in rows]
-        labels = _labels([int(row["label"]) for row in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'labels.csv'} needs columns file,label with whole numbers: {error}") from error
-    missing = [path.name for path in files if not path.is_file()]
+        # utf-8-sig: spreadsheets begin a file with a mark.
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = [(reader.line_num, row) for row in reader]
+    except (csv.Error, ValueError) as error:
+        raise InputError(f"{table} cannot be read: {error}.") from error
+    if not {"file", "label"} <= set(reader.fieldnames or ()):
+        found = ", ".join(reader.fieldnames or ()) or "none"
+        raise InputError(f"{table} has the columns {found}; it needs file,label, separated by commas.")
+    labels = _labels([_label(f"{table}, line {line}", row["label"]) for line, row in rows])
+    files = [folder / (row["file"] or "") for _, row in rows]
+    missing = [index for index, path in enumerate(files) if not path.is_file()]
     if missing:
-        raise InputError(f"{folder / 'labels.csv'} names {len(missing)} files that are not there, first {missing[0]}.")
+        line, row = rows[missing[0]]
+        more = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
+        raise InputError(f"{table}, line {line}: there is no file {row['file'] or '(none is named)'}{more}.")
     return Data(source=files, labels=labels, spec=spec)
+
+
+def _label(place: str, text: str | None) -> int:
+    if text is None or re.fullmatch(r"\s*\d{1,9}\s*", text) is None:
+        raise InputError(f"{place}: the label is {text!r}; give a whole number, counted from 0.")
+    return int(text)
 
 
 def _load_npz(path: Path, spec: ImageSpec) -> Data:
@@ -149,7 +165,8 @@ def _load_npz(path: Path, spec: ImageSpec) -> Data:
         raise InputError(f"`labels` in {path} are {labels.dtype} of shape {labels.shape}; give one whole number each.")
     if labels is not None and len(labels) != len(source):
         raise InputError(f"{path} holds {len(source)} examples but {len(labels)} labels.")
-    inputs = source if source.dtype == np.uint8 else _numbers(source, "features", path)
+    is_pixels = source.dtype == np.uint8 and (isinstance(spec, JointSpec) or "images" in arrays)
+    inputs = source if is_pixels else _numbers(source, "features", path)
     return Data(source=inputs, labels=None if labels is None else _labels(labels), spec=spec)
 
 

@@ -43,7 +43,7 @@ class Score:
 
 def score(outputs: Outputs, labels: NDArray[np.int64]) -> Score:
     """Score one network. Outputs: (examples, classes). Raises InputError where labels are of other classes."""
-    _check_labels(outputs, labels)
+    check_labels(outputs.shape[1], labels)
     share = float((top1(outputs) == labels).mean())
     error = 100 * math.sqrt(share * (1 - share) / len(labels))
     return Score(top1=100 * share, standard_error=error, count=len(labels))
@@ -51,7 +51,7 @@ def score(outputs: Outputs, labels: NDArray[np.int64]) -> Score:
 
 def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> Accuracy:
     """Score a quantized network beside its float network. Outputs: (examples, classes) logits; errors as in `score`."""
-    _check_labels(reference, labels)
+    check_labels(reference.shape[1], labels)
     before, after = (top1(values) == labels for values in (reference, outputs))
     divergence = kl_divergence(reference, outputs)
     return Accuracy(
@@ -65,8 +65,10 @@ def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> 
     )
 
 
-def _check_labels(outputs: Outputs, labels: NDArray[np.int64]) -> None:
-    classes = outputs.shape[1]
+def check_labels(classes: int, labels: NDArray[np.int64]) -> None:
+    """Raises InputError where labels are not those of a network with so many classes."""
+    if classes == 1:
+        raise InputError("top-1 is not defined for a network that answers with one number; leave the labels out.")
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"labels go from {labels.min()} to {labels.max()}, and the network has {classes} classes; count from 0."

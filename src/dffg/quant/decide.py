@@ -25,7 +25,7 @@ from dffg.quant.parameters import Parameters, round_layers
 from dffg.quant.placement import Placement, place, prepare
 from dffg.quant.ranges import SOUGHT, Histogram
 from dffg.quant.simulate import Quantized, insert
-from dffg.quant.widths import BitWidths, reduced, uniform_widths, with_known_range
+from dffg.quant.widths import BitWidths, uniform_widths, with_known_range
 from dffg.spec import ImageSpec
 
 _TRIAL_IMAGES = 32
@@ -74,8 +74,6 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
         choose_widths(module, placement, images, seen.histograms, captured.spec, config) if config.is_mixed else None
     )
     widths = mixed.widths if mixed else uniform_widths(module, placement, config)
-    if config.reduce_range:
-        widths = reduced(widths, module, placement)
     return Decided(
         float_module=module,
         parameters=settle(seen, widths, config),

@@ -55,9 +55,9 @@ def uniform_widths(module: fx.GraphModule, placement: Placement, config: Quantiz
 
     `first_last_bits`, where given, is that of the first and the last layer in order of execution, and of what the first
     one gives: the convention of BRECQ (Li et al., ICLR 2021); QDrop (Wei et al., ICLR 2022) leaves the first result
-    narrow. `other_bits` is that of activations that no layer reads, which BRECQ and its
-    successors leave in float: here they are integers too, and 8 bits cost no more than fewer. What a layer reads as
-    well has a copy for it by then (`copies.py`).
+    narrow. `other_bits` is that of activations that no layer reads, which BRECQ and its successors leave in float: here
+    they are integers too, and 8 bits cost no more than fewer. What a layer reads as well has a copy for it by then
+    (`copies.py`). A reduced range takes one bit of 8-bit weights (`reduced`).
     """
     layers = quantized_layers(module)
     weights = {layer.name: config.scheme.weight_bits for layer in layers}
@@ -69,7 +69,8 @@ def uniform_widths(module: fx.GraphModule, placement: Placement, config: Quantiz
             activations[input_tensor(layer, placement).name] = config.first_last_bits
         for layer in layers[:1]:
             activations |= dict.fromkeys(result_tensors(layer, placement), config.first_last_bits)
-    return BitWidths(weights=weights, activations=activations)
+    widths = BitWidths(weights=weights, activations=activations)
+    return reduced(widths, module, placement) if config.reduce_range else widths
 
 
 def with_known_range(config: QuantizationConfig) -> QuantizationConfig:

@@ -199,7 +199,10 @@ def find_problems(
     """What a user must know before using the file, in plain words."""
     problems = []
     if agreement.broken is not None:
-        problems.append(f"the quantized network is broken: {agreement.broken}; use more bits or another recipe")
+        problems.append(
+            f"the quantized network is broken: {agreement.broken}; see that --input, --mean, --std and --bounds are those "
+            "of training, then use more bits or --recipe best"
+        )
     if not match.holds:
         problems.append(
             f"the runtime disagrees with the simulation: in {match.worst_tensor} only {match.equal_share:.2%} of the "
