@@ -42,6 +42,10 @@ ready = factory()
 
 def wrong():
     return 3
+
+class Needs(nn.Module):
+    def __init__(self, size):
+        super().__init__()
 """
 
 
@@ -79,6 +83,7 @@ def factories(tmp_path, monkeypatch):
     """A module of the user's in the current directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dffg_test_factories.py").write_text(FACTORIES)
+    (tmp_path / "dffg_test_broken.py").write_text("import math\n\nmath.no_such_thing\n")
     yield "dffg_test_factories"
     sys.modules.pop("dffg_test_factories", None)
 
@@ -235,6 +240,9 @@ def test_importing_leaves_the_search_path_as_it_was(factories):
         ("dffg_no_such_module:factory", "dffg_no_such_module cannot be imported: .*package.module:factory"),
         ("dffg_test_factories:missing", "dffg_test_factories has no missing"),
         ("dffg_test_factories:wrong", "dffg_test_factories:wrong gives a int, not a torch.nn.Module"),
+        ("dffg_test_factories:Needs", "Needs cannot be called without arguments: missing a required argument: 'size'"),
+        ("dffg_test_broken:factory", "dffg_test_broken cannot be imported: AttributeError: .*has no attribute"),
+        ("weights.pth", "It may hold weights: name the network, and add --weights weights.pth"),
         (":factory", "package.module:factory"),
         (".relative:factory", "package.module:factory"),
     ],

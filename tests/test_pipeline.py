@@ -8,6 +8,7 @@ import math
 import socket
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ import dffg
 from dffg.captured import capture
 from dffg.cli.terminal import VERIFICATION_FAILED, console_for, show_result
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import OutputError
+from dffg.errors import InputError, OutputError
 from dffg.evaluation.data import load_data
 from dffg.evaluation.metrics import Accuracy, compare
 from dffg.images import SyntheticSet
@@ -27,6 +28,7 @@ from dffg.pipeline import evaluate, quantize
 from dffg.quant.decide import simulate
 from dffg.report.html import rebuild
 from dffg.report.result import Result
+from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize_set
 from tests.digits import SPEC, Digits, train_digits
 
@@ -106,7 +108,49 @@ def test_the_baseline_is_the_same_network_with_ranges_from_noise(finished: Resul
     assert finished.noise_baseline is not None
     assert finished.noise_baseline.quantized_top1 == pytest.approx(accuracy, abs=0.2)
     # The digits have values up to 16: noise of deviation 1 gives ranges that are far too narrow.
-    assert finished.noise_baseline.drop_points > 2
+    assert finished.noise_baseline.drop_points > 2 * finished.noise_baseline.standard_error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "has no labels"),
+        ({"labels": np.arange(5, 15)}, "labels go from 5 to 14, and the network has 10 classes"),
+        ({"spec": ImageSpec(shape=(1, 9, 9), bounds=(0.0, 16.0))}, r"shape \(1, 9, 9\), the network takes \(1, 8, 8\)"),
+    ],
+)
+def test_data_that_cannot_score_is_refused_before_any_work(
+    digits: Digits, labelled: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    data = dataclasses.replace(load_data(labelled, SPEC, labelled=True).first(10), **change)
+    stages: list[str] = []
+    with pytest.raises(InputError, match=message):
+        quantize(digits.model, tmp_path / "out", spec=SPEC, evaluation=data, on_stage=stages.append)
+    assert stages == ["capture"]
+
+
+def test_a_network_that_answers_with_no_axis_for_classes_is_refused(digits: Digits, tmp_path: Path) -> None:
+    class Chosen(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = digits.model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network(x).amax(1)
+
+    with pytest.raises(InputError, match="answers with 1 axes; it must return a batch of classes"):
+        quantize(Chosen().eval(), tmp_path / "out", spec=SPEC, synthesis=QUICK)
+
+
+def test_what_cannot_be_evaluated_is_said(finished: Result, labelled: Path, tmp_path: Path) -> None:
+    data, out = load_data(labelled, SPEC, labelled=True), Path(finished.path)
+    with pytest.raises(InputError, match="is a directory; name the file in it"):
+        evaluate(out, data)
+    with pytest.raises(InputError, match="there is no file"):
+        evaluate(tmp_path / "model.onnx", data)
+    wrong = dataclasses.replace(data, source=np.zeros((4, 1, 9, 9), np.float32), labels=np.zeros(4, np.int64))
+    with pytest.raises(InputError, match="cannot be run on examples of shape"):
+        evaluate(out / "model.onnx", wrong)
 
 
 def test_accuracy_in_the_report_is_that_of_the_written_file(finished: Result, labelled: Path) -> None:
@@ -214,8 +258,8 @@ def test_real_data_takes_the_place_of_synthesis(digits: Digits, labelled: Path, 
         np.testing.assert_array_equal(saved["features"], digits.images[:32])
 
 
-def test_four_bits_are_learned_written_and_verified(digits: Digits, labelled: Path, tmp_path: Path) -> None:
-    four_bits, said = QuantizationConfig(bits="W3A4", first_last_bits=8), []
+def test_few_bits_are_learned_written_and_verified(digits: Digits, labelled: Path, tmp_path: Path) -> None:
+    four_bits, said = QuantizationConfig(bits="W2A4", first_last_bits=8), []
     # Chains as long as those of everybody: from images of 8 passes a block learns what no digit has.
     thorough = SynthesisConfig(count=32, seed=1)
     learning = LearningConfig(learning_images=128, reconstruction_steps=150, finetune_steps=5)
@@ -240,12 +284,13 @@ def test_four_bits_are_learned_written_and_verified(digits: Digits, labelled: Pa
     assert [state.done for state in blocks] == list(range(1, blocks[0].total + 1))
     assert [(state.done, state.total) for state in steps] == [(step, 5) for step in range(1, 6)]
     divergences = {name: found.accuracy.kl_to_float for name, found in results.items() if found.accuracy is not None}
-    assert divergences["learned"] < 0.85 * divergences["fast"]
+    assert divergences["learned"] < 0.7 * divergences["fast"]
     result = results["learned"]
     assert result.verified
     widths = [(layer.weight_bits, layer.activation_bits) for layer in result.layers]
+    outer = 7 if result.quantization.reduce_range else 8
     # The second layer reads what the first one gives.
-    assert widths == [(8, 8), (3, 8), *[(3, 4)] * (len(widths) - 3), (8, 8)]
+    assert widths == [(outer, 8), (2, 8), *[(2, 4)] * (len(widths) - 3), (outer, 8)]
     assert result.kernels.float == 0
 
 

@@ -192,7 +192,7 @@ def test_one_recipe_serves_quantize_and_synthesize(here):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("seed: 1\ndecay: 3\n", "line 2: decay is 3.0; choose a value from 0 to 1"),
+        ("seed: 1\ndecay: 3\n", "line 2: --decay is 3.0; choose a value from 0 to 1"),
         ("imges: 8\n", "line 1: a recipe has no option 'imges'; did you mean images?"),
         ("force: true\n", "line 1: a recipe has no option 'force'"),
     ],
@@ -205,7 +205,7 @@ def test_a_wrong_recipe_is_refused_with_the_line(here, text, says):
 def test_the_line_is_not_named_where_the_command_line_is_wrong(here):
     recipe = written(here, "decay: 0.5\n")
     ended = run("quantize", *TINY, "--out", here / "refused", "--recipe", recipe, "--decay", "3")
-    refused(ended, "dffg: decay is 3.0; choose")
+    refused(ended, "dffg: --decay is 3.0; choose")
 
 
 @pytest.mark.parametrize(

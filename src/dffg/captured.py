@@ -72,7 +72,7 @@ def capture(
     """Capture a network as one `torch.export` graph; the caller's model is not touched.
 
     Give `spec` (shape, mean, std and bounds of the input), or only `input_shape` or an `example_input` with its batch
-    dimension, in which case pixels in [0, 1] without normalisation are assumed and a note says so. Several inputs are
+    dimension, in which case pixels in [0, 1] without normalization are assumed and a note says so. Several inputs are
     several shapes or examples, or a `JointSpec`, in the order of the arguments of `forward`.
 
     Raises `CaptureError` where weights are NaN or infinite, or the network cannot be exported, with the exporter's
@@ -131,8 +131,8 @@ def _without_batch_norm(module: fx.GraphModule) -> str:
         raise StatisticsError(
             "the network has no BatchNorm, so nothing of its training data can be recovered, and neither attention nor "
             "another normalization of maps, whose patches could be compared. If BatchNorm was folded into the "
-            "convolutions, start from the unfolded network. Real data (--calibration) does not help: the file is verified "
-            "on images that are made from the network, too."
+            "convolutions, start from the unfolded network. Real data (--calibration) does not help: the file is "
+            "verified on images that are made from the network, too."
         )
     return describe(sources)
 
@@ -149,12 +149,12 @@ def _complete_spec(spec: ImageSpec | None, shapes: Sequence[tuple[int, ...]]) ->
         return spec, ()
     if not shapes:
         raise InputError("the input is unknown; give spec=, input_shape= or an example input.")
-    note = "no mean, std or bounds were given: assuming pixels in [0, 1] without normalisation"
+    note = "no mean, std or bounds were given: assuming pixels in [0, 1] without normalization"
     return default_spec(shapes), (note,)
 
 
 def default_spec(shapes: Sequence[tuple[int, ...]]) -> ImageSpec:
-    """Pixels in [0, 1] without normalisation, of every input."""
+    """Pixels in [0, 1] without normalization, of every input."""
     specs = [ImageSpec(shape=shape, source="default") for shape in shapes]
     return specs[0] if len(specs) == 1 else JointSpec.of(specs)
 

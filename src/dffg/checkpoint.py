@@ -31,8 +31,8 @@ def refuse_other_work(directory: Path, work: dict[str, str], *, anew: bool = Fal
         return
     if not anew:
         raise OutputError(
-            f"{directory} holds unfinished work that was begun otherwise: {_differences(earlier, work, differing)}. Give "
-            "the same options as then to go on from it, start anew with --force, or choose another place."
+            f"{directory} holds unfinished work that was begun otherwise: {_differences(earlier, work, differing)}. "
+            "Give the same options as then to go on from it, start anew with --force, or choose another place."
         )
     Checkpoint(directory, "").remove()
 

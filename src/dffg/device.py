@@ -1,4 +1,4 @@
-"""Where tensors are computed. No other file names a device: what is made follows the device of what it is made from."""
+"""Where tensors are computed: what is made follows the device of what it is made from."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from dffg.batch_norms import BatchNorm, find_batch_norms
 from dffg.captured import Captured
 from dffg.graph import (
+    LINEAR,
     WEIGHTED,
     add_tensor,
     argument,
@@ -60,19 +61,14 @@ def fold_with_records(captured: Captured) -> tuple[fx.GraphModule, list[FoldReco
 
 
 def is_foldable(norm: BatchNorm) -> bool:
-    """Whether the layer before feeds this BatchNorm alone, with channels on the axis that BatchNorm normalises."""
+    """Whether the layer before feeds this BatchNorm alone, with channels on the axis that BatchNorm normalizes."""
     layer = norm.input
     if not calls(layer, *WEIGHTED) or len(layer.users) != 1 or not is_stored(layer.args[1]):
         return False
-    bias = argument(layer, 2)
-    value = layer.meta.get("val")
-    on_channel_axis = layer.target in WEIGHTED and (not isinstance(value, Tensor) or _channels_second(layer, value))
-    return on_channel_axis and (bias is None or is_stored(bias))
-
-
-def _channels_second(layer: fx.Node, value: Tensor) -> bool:
-    """A linear layer puts its channels last, which is BatchNorm's axis 1 only for matrices."""
-    return not str(layer.target).startswith("aten.linear") or value.dim() == 2
+    bias, value = argument(layer, 2), layer.meta.get("val")
+    # A linear layer puts its channels last, which is BatchNorm's axis 1 only for matrices.
+    channels_second = not calls(layer, LINEAR) or not isinstance(value, Tensor) or value.dim() == 2
+    return channels_second and (bias is None or is_stored(bias))
 
 
 def folded_parameters(module: fx.GraphModule, norm: BatchNorm) -> tuple[Tensor, Tensor]:

@@ -42,9 +42,7 @@ def recipe_option(names: tuple[str, ...], help: str) -> Callable[[Any], Any]:
         return _take(context, given, names)
 
     metavar = "|".join(("FILE", *names))
-    return click.option(
-        "--recipe", _NAME, metavar=metavar, multiple=True, is_eager=True, callback=take, help=help, expose_value=True
-    )
+    return click.option("--recipe", _NAME, metavar=metavar, multiple=True, is_eager=True, callback=take, help=help)
 
 
 def recipe_parameters(command: click.Command) -> Iterator[tuple[str, click.Parameter]]:

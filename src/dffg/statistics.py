@@ -78,7 +78,7 @@ def batch_norm_statistics_loss(
     """Distance of a batch from what the network remembers: the mean of `layer_loss` over all BatchNorm calls.
 
     Idea 1 of DFFG (Leng et al., BMVC 2023): recover the distribution of the training data from BatchNorm. The abstract
-    gives no formula; matching mean and standard deviation is ZeroQ's (Cai et al., CVPR 2020), the normalisation per
+    gives no formula; matching mean and standard deviation is ZeroQ's (Cai et al., CVPR 2020), the normalization per
     channel is ours, so that wide layers and loud channels weigh no more than others. Slack is the idea of DSG (Zhang
     et al., CVPR 2021), who set it per layer from noise; here it is one number, in standard deviations of the channel.
     """

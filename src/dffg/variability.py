@@ -56,11 +56,11 @@ def none(
 def variance_tuning(
     gradient_at: GradientAt, images: Tensor, variance: Tensor, options: VariabilityOptions
 ) -> tuple[float, Tensor, Tensor]:
-    """Add the variance of the gradient in the neighbourhood, measured one step ago.
+    """Add the variance of the gradient in the neighborhood, measured one step ago.
 
         g' = g + v,    v <- mean_i grad(images + r_i) - g,    r_i uniform within +- strength * width of the bounds / 4
 
-    Source: VMI-FGSM (Wang and He, CVPR 2021), whose neighbourhood is 1.5 times the 16/255 attack radius (about 0.1 of
+    Source: VMI-FGSM (Wang and He, CVPR 2021), whose neighborhood is 1.5 times the 16/255 attack radius (about 0.1 of
     the range; strength 0.4 here) with 20 samples. Costs `samples` more passes a step.
     """
     loss, gradient = gradient_at(images)
@@ -88,7 +88,7 @@ def random_scale(
 ) -> tuple[float, Tensor, Tensor]:
     """Scale every pixel's gradient by a factor uniform in [1 - strength, 1 + strength]. Costs nothing.
 
-    One factor per image would be undone by the normalisation of `momentum_sign_step`.
+    One factor per image would be undone by the normalization of `momentum_sign_step`.
     """
     loss, gradient = gradient_at(images)
     return loss, gradient * (1 + options.strength * (2 * _uniform(gradient.shape, options) - 1)), variance

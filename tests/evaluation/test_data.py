@@ -189,14 +189,16 @@ def test_first_takes_examples_with_their_labels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,label\na.png,1\n", "needs columns file,label with whole numbers"),
-        ("file,class\na.png,1\n", "needs columns file,label with whole numbers"),
-        ("file,label\na.png\n", "needs columns file,label with whole numbers"),
-        ("file,label\na.png,cat\n", "needs columns file,label with whole numbers"),
-        ("file,label\na.png,1.5\n", "needs columns file,label with whole numbers"),
-        ("file,label\na.png,1\nb.png,1\nc.png,2\n", "names 2 files that are not there, first b.png"),
-        ("file,label\n", "holds no examples"),
-        ("", "holds no examples"),
+        ("name,label\na.png,1\n", "has the columns name, label; it needs file,label"),
+        ("file,class\na.png,1\n", "has the columns file, class; it needs file,label"),
+        ("file,label\na.png\n", "line 2: the label is None; give a whole number"),
+        ("file,label\na.png,1\na.png,cat\n", "line 3: the label is 'cat'; give a whole number"),
+        ("file,label\na.png,1.5\n", "line 2: the label is '1.5'; give a whole number"),
+        ("file,label\na.png," + "9" * 30 + "\n", "line 2: the label is '999"),
+        ("file,label\na.png,1\nb.png,1\nc.png,2\n", "line 3: there is no file b.png, and 1 more are missing"),
+        ("file,label\n,1\n", r"line 2: there is no file \(none is named\)"),
+        ("file,label\n", "holds no examples; a folder holds pictures that end with .bmp"),
+        ("", "has the columns none; it needs file,label"),
         (b"file,label\na.png,\xff\xfe\n", "labels.csv"),
     ],
 )
@@ -205,6 +207,17 @@ def test_bad_labels_csv_is_explained(tmp_path, content, message):
     (tmp_path / "labels.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
         load_data(tmp_path, SPEC, labelled=True)
+
+
+def test_labels_that_a_spreadsheet_wrote_are_read(tmp_path):
+    png(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png, 3\n", encoding="utf-8-sig")
+    assert load_data(tmp_path, SPEC, labelled=True).labels.tolist() == [3]
+
+
+def test_features_of_small_integers_are_taken_as_they_are(tmp_path):
+    np.savez(tmp_path / "data.npz", features=np.full((2, 3, 8, 8), 7, np.uint8))
+    assert (all_inputs(load_data(tmp_path / "data.npz", SPEC, labelled=False)) == 7).all()
 
 
 def test_missing_data_is_named(tmp_path):

@@ -54,7 +54,7 @@ RESULT = Result(
     input=ImageSpec(shape=(3, 8, 8), mean=(0.4, 0.5, 0.6)),
     images=Images(source="synthetic images", count=64, chains=1, steps=16, passes=16),
     synthesis=SynthesisConfig(seed=7),
-    quantization=QuantizationConfig(),
+    quantization=QuantizationConfig(reduce_range=False),
     equalized="none",
     learning=LearningConfig().completed(QuantizationConfig()),
     seconds=Seconds(

@@ -37,9 +37,9 @@ class Data:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch_count(self, size: int = _BATCH) -> int:
+    def batch_count(self) -> int:
         """How many batches there are."""
-        return -(-len(self) // size)
+        return -(-len(self) // _BATCH)
 
     def batches(self, size: int = _BATCH) -> Iterator[Array]:
         """Network inputs in order, (size, *spec.shape); the last batch may be smaller."""
@@ -127,11 +127,11 @@ def _load_csv(folder: Path, spec: ImageSpec) -> Data:
         # utf-8-sig: spreadsheets begin a file with a mark.
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            rows = [(reader.line_num, row) for row in reader]
+            rows, columns = [(reader.line_num, row) for row in reader], list(reader.fieldnames or ())
     except (csv.Error, ValueError) as error:
         raise InputError(f"{table} cannot be read: {error}.") from error
-    if not {"file", "label"} <= set(reader.fieldnames or ()):
-        found = ", ".join(reader.fieldnames or ()) or "none"
+    if not {"file", "label"} <= set(columns):
+        found = ", ".join(columns) or "none"
         raise InputError(f"{table} has the columns {found}; it needs file,label, separated by commas.")
     labels = _labels([_label(f"{table}, line {line}", row["label"]) for line, row in rows])
     files = [folder / (row["file"] or "") for _, row in rows]

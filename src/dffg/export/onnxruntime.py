@@ -71,7 +71,7 @@ def session(
 
 
 def count_kernels(path: Path) -> Kernels:
-    """Load the file, let ONNX Runtime optimise it, and count what it will execute."""
+    """Load the file, let ONNX Runtime optimize it, and count what it will execute."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         optimized = Path(folder) / "optimized.onnx"
         session(path, optimized=optimized)

@@ -138,14 +138,14 @@ def require_possible(problem: Problem, limit: float) -> None:
         )
 
 
-def frontier(problem: Problem, points: int = _FRONTIER_POINTS) -> tuple[Allocation, ...]:
+def frontier(problem: Problem) -> tuple[Allocation, ...]:
     """Optimal allocations from the narrowest to the widest candidates: cost rises, sensitivity falls.
 
     The limits are spaced evenly on a logarithmic axis. What costs more and is not better is left out.
     """
     low, high = problem.bounds
     found: list[Allocation] = []
-    for limit in np.geomspace(low, high, points)[: None if high > low else 1]:
+    for limit in np.geomspace(low, high, _FRONTIER_POINTS)[: None if high > low else 1]:
         # The first limit is the smallest cost itself, which a rounding error must not put out of reach.
         candidate = allocate(problem, max(float(limit), low) / problem.unit)
         if not found or candidate.sensitivity < found[-1].sensitivity:

@@ -19,7 +19,7 @@ _SAMPLED = 2**16
 class Histogram:
     """Counts of a stream of values over equal bins that grow with it; memory does not depend on the stream.
 
-    When a value falls outside, the width of the bins is doubled as often as needed and neighbours are merged, which
+    When a value falls outside, the width of the bins is doubled as often as needed and neighbors are merged, which
     moves no count by more than the width of a bin. `low` and `high` are the exact extremes seen.
     """
 

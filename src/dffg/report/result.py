@@ -200,8 +200,8 @@ def find_problems(
     problems = []
     if agreement.broken is not None:
         problems.append(
-            f"the quantized network is broken: {agreement.broken}; see that --input, --mean, --std and --bounds are those "
-            "of training, then use more bits or --recipe best"
+            f"the quantized network is broken: {agreement.broken}; see that --input, --mean, --std and --bounds are "
+            "those of training, then use more bits or --recipe best"
         )
     if not match.holds:
         problems.append(
