@@ -16,10 +16,9 @@ from dffg.calibration import Calibration, calibration_images, images_beside, noi
 from dffg.captured import Captured, capture
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.device import AUTO, device_named, moved
-from dffg.ends import columns
 from dffg.errors import DffgError, InputError, first_line
 from dffg.evaluation.data import Data
-from dffg.evaluation.metrics import Score, check_labels, score
+from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.export.verification import Ticks, no_ticks
 from dffg.finish import finish
@@ -39,7 +38,7 @@ from dffg.report.result import (
 from dffg.run import SHOWN_DIGITS, Clock, CountCallback, Run, StageCallback, describe_work, place, unfinished_work
 from dffg.spec import Array, ImageSpec
 from dffg.synthesis import ProgressCallback
-from dffg.verify import answers_of
+from dffg.verify import answers_of, check_answer
 
 if TYPE_CHECKING:
     from dffg.distributed import Workers
@@ -92,7 +91,7 @@ def quantize(
     with place(Path(out), force):
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
-        _check_ends(captured, evaluation)
+        check_answer(captured, evaluation)
         source = "real" if calibration is not None else "synthetic"
         fitted = synthesis if memory_limit is None else fitting(captured, synthesis, memory_limit)
         run = Run(
@@ -178,7 +177,7 @@ def finetune(
         runtime_of(quantization.target)
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
-        _check_ends(captured, evaluation)
+        check_answer(captured, evaluation)
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
         start = file_hash(Path(quantized) / REPORT_FILE)[:SHOWN_DIGITS]
         run = Run(
@@ -234,25 +233,6 @@ def _finetune(
     )
     decided = _learn(run, decided, calibration, learning, synthesis.seed)
     return finish(run, decided, calibration, quantization, learning, synthesis)
-
-
-def _check_ends(captured: Captured, evaluation: Data | None) -> None:
-    """Before any work: whether the answer can be compared, and whether the data fits the network."""
-    shape, several = captured.module.graph.output_node().args[0].meta["val"].shape, columns(captured.module)  # type: ignore[union-attr]
-    if len(shape) < 2:
-        raise InputError(
-            f"the network answers with {len(shape)} axes; it must return a batch of classes, (batch, classes), or of "
-            "one number each, (batch, 1), without argmax, squeeze or a mean over the batch."
-        )
-    if evaluation is None:
-        return
-    if several:
-        raise InputError("top-1 is not defined for a network with several outputs; leave --eval out.")
-    if evaluation.labels is None:
-        raise InputError("the evaluation data has no labels; load it with labelled=True.")
-    if evaluation.spec.shape != captured.spec.shape:
-        raise InputError(f"evaluation data has shape {evaluation.spec.shape}, the network takes {captured.spec.shape}.")
-    check_labels(int(shape[1]), evaluation.labels)
 
 
 def _captured(

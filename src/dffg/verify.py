@@ -1,4 +1,4 @@
-"""What is measured on a written file, in the runtime it is for."""
+"""Whether an answer can be compared, and what is measured on a written file, in the runtime it is for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dffg.captured import Captured
 from dffg.ends import columns
+from dffg.errors import InputError
 from dffg.evaluation.data import Data
-from dffg.evaluation.metrics import Accuracy, agreement, compare, sqnr_db, why_broken
+from dffg.evaluation.metrics import Accuracy, agreement, check_labels, compare, sqnr_db, why_broken
 from dffg.export.runtime import Runtime, latency_ms
 from dffg.export.verification import Ticks, layer_sqnr_db, match_simulation
 from dffg.quant.simulate import Quantized
@@ -73,6 +75,28 @@ def agreement_of(expected: Array, answer: Array, parts: dict[str, slice]) -> Agr
     elif ratios[worst] <= 0:
         broken = f"its output {worst} has as much noise as signal"
     return Agreement(top1=None, sqnr_db=ratios[worst], count=len(answer), broken=broken, outputs=ratios)
+
+
+def check_answer(captured: Captured, evaluation: Data | None) -> None:
+    """Whether a network's answer can be compared, and scored on this data; asked before any work.
+
+    Raises InputError.
+    """
+    shape, several = captured.module.graph.output_node().args[0].meta["val"].shape, columns(captured.module)  # type: ignore[union-attr]
+    if len(shape) < 2:
+        raise InputError(
+            f"the network answers with {len(shape)} axes; it must return a batch of classes, (batch, classes), or of "
+            "one number each, (batch, 1), without argmax, squeeze or a mean over the batch."
+        )
+    if evaluation is None:
+        return
+    if several:
+        raise InputError("top-1 is not defined for a network with several outputs; leave --eval out.")
+    if evaluation.labels is None:
+        raise InputError("the evaluation data has no labels; load it with labelled=True.")
+    if evaluation.spec.shape != captured.spec.shape:
+        raise InputError(f"evaluation data has shape {evaluation.spec.shape}, the network takes {captured.spec.shape}.")
+    check_labels(int(shape[1]), evaluation.labels)
 
 
 def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> Latency:
