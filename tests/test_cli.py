@@ -535,6 +535,22 @@ def test_an_option_that_a_generator_does_not_have_is_refused(here):
 
 
 @pytest.mark.parametrize("name", ["whole.npz", "whole.npy", "whole"])
+@pytest.mark.parametrize(
+    ("out", "options", "says"),
+    [
+        ("images.pt", (), "ends with .pt; files end with .npz, .safetensors, .npy, and any other name is a folder"),
+        ("images.NPZ", (), "ends with .NPZ; files end with"),
+        ("pictures", ("--bounds", "-3:3"), "with bounds (-3.0, 3.0) are not pictures; give --out a name that ends in"),
+    ],
+)
+def test_a_place_that_images_cannot_be_saved_in_is_refused_before_any_work(here, monkeypatch, out, options, says):
+    monkeypatch.setattr(
+        "dffg.synthesis.synthesize_set", lambda *_arguments, **_options: pytest.fail("images were made")
+    )
+    refused(run("synthesize", *TINY, "--out", here / out, *QUICK, *options), says)
+    assert not (here / out).exists()
+
+
 def test_synthesis_that_is_interrupted_goes_on_and_ends_the_same(here, monkeypatch, name):
     many = ("--images", "12", "--batch-size", "2", "--steps", "4")
     assert run("synthesize", *TINY, "--out", here / name, *many).code == 0
@@ -796,7 +812,7 @@ def test_missing_place_is_refused(here):
     ("file", "message"),
     [
         ("nothing.onnx", "is not a readable ONNX file"),
-        ("nothing.xml", "OpenVINO cannot load the file"),
+        ("nothing.xml", "OpenVINO cannot load"),
         ("nothing.pt2", "is not a readable torch.export archive"),
         ("file", "is none of the files that can be run here"),
     ],

@@ -156,8 +156,22 @@ def test_another_job_of_that_name_is_refused_before_any_work(done: test_cli.Ende
 
 def test_impossible_options_are_refused_with_the_line_before_any_work(here: Path) -> None:
     (here / "wrong.yaml").write_text(f"{OPTIONS}models:\n - '{MODULE}:tiny'\n - {{model: '{MODULE}:other', steps: 0}}")
-    refused(run("batch", "wrong.yaml", "--out", "never"), "wrong.yaml, line 4: steps is 0; it must be at least 1")
+    refused(run("batch", "wrong.yaml", "--out", "never"), "wrong.yaml, line 4: --steps is 0; it must be at least 1")
     assert not (here / "never").exists()
+
+
+def test_jobs_that_are_interrupted_say_how_many_are_done(
+    done: test_cli.Ended, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(here / "many" / "tiny-W8A8", here / "stopped" / "tiny-W8A8")
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dffg.cli.batch.run_job", interrupted)
+    ended = run("batch", "jobs.yaml", "--out", "stopped")
+    assert ended.code == 130
+    assert "interrupted; 1 of 4 jobs are done, and the same command goes on with the others" in ended.err
 
 
 @pytest.mark.slow

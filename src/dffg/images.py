@@ -21,6 +21,15 @@ LIST_FILE = "list.txt"
 _FILE_SCHEMA = 1
 
 
+def check_pictures(spec: ImageSpec) -> None:
+    """Raises OutputError where inputs cannot be saved as pictures."""
+    if not spec.is_pixels or spec.shape[0] not in (1, 3, 4):
+        raise OutputError(
+            f"inputs of shape {spec.shape} with bounds {spec.bounds} are not pictures; give --out a name that ends in "
+            ".npz, .safetensors or .npy."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SnapshotRecord:
     """Where one kept batch came from: which chain, after how many updates, and its loss if it has one."""
@@ -125,11 +134,7 @@ class SyntheticSet:
         )
 
     def _save_pictures(self, folder: Path) -> None:
-        if not self.spec.is_pixels or self.spec.shape[0] not in (1, 3, 4):
-            raise OutputError(
-                f"inputs of shape {self.spec.shape} with bounds {self.spec.bounds} are not pictures; "
-                "give --out a name that ends in .npz or .safetensors."
-            )
+        check_pictures(self.spec)
         from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)

@@ -174,7 +174,7 @@ def test_a_file_of_others_says_nothing_of_its_input(tmp_path):
 
 def test_what_is_no_ir_is_explained(tmp_path):
     (tmp_path / "model.xml").write_text("rubbish")
-    with pytest.raises(InputError, match="OpenVINO cannot load the file"):
+    with pytest.raises(InputError, match=r"OpenVINO cannot load .*model\.xml: (?!Exception from)"):
         open_file(tmp_path / "model.xml")
 
 

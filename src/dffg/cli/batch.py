@@ -41,8 +41,14 @@ def batch(
     jobs = {job.name: _job_command(job, known, out, flags["trust"]) for job in read_jobs(file, known)}
     missing = {name: command for name, command in jobs.items() if flags["force"] or not _is_there(out / name, command)}
     console = console_for(quiet, as_json)
-    with progress_on(console) as view, workers_for(ray, workers, view) as elsewhere:
-        failures = _run_jobs(missing, flags["force"], elsewhere, view)
+    try:
+        with progress_on(console) as view, workers_for(ray, workers, view) as elsewhere:
+            failures = _run_jobs(missing, flags["force"], elsewhere, view)
+    except (KeyboardInterrupt, StoppedError):
+        done = sum(_is_there(out / name, command) for name, command in jobs.items())
+        raise StoppedError(
+            f"interrupted; {done} of {len(jobs)} jobs are done, and the same command goes on with the others."
+        ) from None
     found = _summarize(out, jobs, failures)
     if as_json:
         click.echo(json.dumps(found, indent=2))

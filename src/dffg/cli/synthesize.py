@@ -18,6 +18,10 @@ from dffg.recipe import recipe_option
 if TYPE_CHECKING:
     from dffg.images import SyntheticSet
 
+_FILES = (".npz", ".safetensors", ".npy")
+# Of these nobody means a folder.
+_OTHER_FILES = (".pt", ".pth", ".png", ".jpg", ".jpeg", ".zip", ".h5", ".npz", ".safetensors", ".npy")
+
 
 @click.command()
 @model_options
@@ -38,9 +42,15 @@ if TYPE_CHECKING:
 def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make calibration images for MODEL and save them for any tool."""
     from dffg.handover import check_array
+    from dffg.images import check_pictures
     from dffg.output import check_directory, check_file, claimed, staged_directory, staged_file
 
-    is_file, form = out.suffix in (".npz", ".safetensors", ".npy"), options["ArrayConfig"]
+    is_file, form = out.suffix in _FILES, options["ArrayConfig"]
+    if not is_file and out.suffix.lower() in _OTHER_FILES:
+        raise InputError(
+            f"--out {out} ends with {out.suffix}; files end with {', '.join(_FILES)}, and any other name is a folder "
+            "of pictures."
+        )
     if out.suffix != ".npy" and form != ArrayConfig():
         raise InputError(f"--layout and --values describe .npy files, and --out is {out}; leave them out.")
     (check_file if is_file else check_directory)(out, force=force)
@@ -50,6 +60,8 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
         loaded, spec, _ = load(options, quiet)
         if out.suffix == ".npy":
             check_array(spec, form)
+        elif not is_file:
+            check_pictures(spec)
         from dffg.device import device_named
         from dffg.run import unfinished_images
         from dffg.synthesis import synthesize_set

@@ -88,18 +88,13 @@ class QuantizationConfig:
         self._check_target()
         fill(self, "equalize", "auto" if self._narrows_activations else "none")
         narrow = self.is_mixed or self.scheme.weight_bits < _FULL_BITS or self.reduce_range
-        if narrow or self.is_range_known:
+        if narrow or self.reduce_range is not None or not self.runtime.adds_pairs:
             fill(self, "weight_rounding", "squant" if narrow else "nearest")
             fill(self, "bias_correction", "analytic" if narrow else "none")
         check_choices(self)
         require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
         require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")
         require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
-
-    @property
-    def is_range_known(self) -> bool:
-        """Whether the range of 8-bit weights, and what follows from it, needs no look at the processor."""
-        return self.reduce_range is not None or not self.runtime.adds_pairs
 
     @property
     def _narrows_activations(self) -> bool:

@@ -103,7 +103,13 @@ def _read(path: Path) -> Any:
     try:
         return openvino.Core().read_model(path)
     except Exception as error:
-        raise InputError(f"OpenVINO cannot load the file: {first_line(error)}") from error
+        raise InputError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, behind the lines that say where in OpenVINO it was found."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check "))]
+    return lines[0] if lines else first_line(error)
 
 
 def _compile(model: Any, threads: int) -> Any:
