@@ -534,7 +534,6 @@ def test_an_option_that_a_generator_does_not_have_is_refused(here):
     refused(ended, "decay is not an option of the generator zeroq")
 
 
-@pytest.mark.parametrize("name", ["whole.npz", "whole.npy", "whole"])
 @pytest.mark.parametrize(
     ("out", "options", "says"),
     [
@@ -551,6 +550,7 @@ def test_a_place_that_images_cannot_be_saved_in_is_refused_before_any_work(here,
     assert not (here / out).exists()
 
 
+@pytest.mark.parametrize("name", ["whole.npz", "whole.npy", "whole"])
 def test_synthesis_that_is_interrupted_goes_on_and_ends_the_same(here, monkeypatch, name):
     many = ("--images", "12", "--batch-size", "2", "--steps", "4")
     assert run("synthesize", *TINY, "--out", here / name, *many).code == 0
