@@ -694,7 +694,7 @@ def refused(ended: Ended, *parts: str) -> None:
 
 INPUT = ("--input", "3x16x16")
 BAD = {
-    "no-batch-norm": ((f"{MODULE}:no_norm", *INPUT), "the network has no BatchNorm", "calibrate with real data"),
+    "no-batch-norm": ((f"{MODULE}:no_norm", *INPUT), "the network has no BatchNorm", "Real data (--calibration)"),
     "no-statistics": ((f"{MODULE}:no_statistics", *INPUT), "BatchNorm 1 has no running statistics", "real data"),
     "nan-mean": ((f"{MODULE}:nan_mean", *INPUT), "BatchNorm 4 has NaN", "1 of 12 channels (first: [3])"),
     "nan-variance": ((f"{MODULE}:nan_variance", *INPUT), "BatchNorm 4 has NaN", "1 of 12 channels (first: [3])"),
@@ -722,7 +722,7 @@ BAD = {
     "pt2-missing": (("nothing.pt2",), "there is no file nothing.pt2"),
     "bits-W9A8": ((*TINY, "--bits", "W9A8"), "9 bits are not supported; choose widths from 2 to 8"),
     "bits-foo": ((*TINY, "--bits", "foo"), "cannot read bit widths 'foo'; write them like W8A8"),
-    "mean-count": ((*TINY, "--mean", "0.5,0.5"), "does not fit 3 channels; give 1 or 3 numbers"),
+    "mean-count": ((*TINY, "--mean", "0.5,0.5"), "does not fit 3 channels, the first size of the input 3x16x16"),
     "bits-mixed": ((*TINY, "--bits", "mixed"), "bits mixed needs a budget; give one like size=0.5x"),
     "budget-alone": ((*TINY, "--budget", "bits=4"), "budget is given, and bits is W8A8; it needs bits mixed"),
     "budget-text": ((*TINY, "--bits", "mixed", "--budget", "small"), "cannot read the budget 'small'"),
@@ -735,7 +735,7 @@ BAD = {
     "std-zero": ((*TINY, "--std", "0"), "must be positive"),
     "bounds-order": ((*TINY, "--bounds", "1:0"), "must be two finite numbers, the lower one first, like 0:1"),
     "bounds-one": ((*TINY, "--bounds", "1"), "cannot read bounds '1'; write them like 0:1"),
-    "bounds-text": ((*TINY, "--bounds", "a:b"), "cannot read numbers 'a:b'"),
+    "bounds-text": ((*TINY, "--bounds", "a:b"), "cannot read bounds 'a:b'; write them like 0:1"),
     "eval-missing": ((*TINY, "--eval", "no-folder"), "there is no data at no-folder"),
     "calibration-missing": ((*TINY, "--calibration", "no-folder"), "there is no data at no-folder"),
     "steps": ((*TINY, "--steps", "0"), "steps is 0; it must be at least 1"),

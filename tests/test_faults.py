@@ -165,11 +165,11 @@ def test_training_of_other_steps_or_of_another_result_is_refused(tmp_path: Path)
     run(first, seed=0)
     run(second, seed=1)
     with pytest.raises(StopError):
-        finetune(tiny_network(), first, tmp_path / "out", steps=4, on_stage=stop_at("export"))
+        finetune(tiny_network(), first, tmp_path / "out", steps=4, images=24, on_stage=stop_at("learning"))
     with pytest.raises(OutputError, match=r"begun otherwise: finetune_steps was 4 and is 5\."):
-        finetune(tiny_network(), first, tmp_path / "out", steps=5)
+        finetune(tiny_network(), first, tmp_path / "out", steps=5, images=24)
     with pytest.raises(OutputError, match=r"the earlier result was [0-9a-f]{12} and is [0-9a-f]{12}"):
-        finetune(tiny_network(), second, tmp_path / "out", steps=4)
+        finetune(tiny_network(), second, tmp_path / "out", steps=4, images=24)
 
 
 def test_force_starts_anew(stopped: Path, whole: Result, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import gc
 import sys
 import threading
@@ -65,6 +66,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 def main() -> None:
     """Entry point: run a command, turn errors into one message and an exit code."""
     sys.unraisablehook = _interrupt_again
+    # At its end Python would look through all that torch and the run made once more, for a second or two.
+    atexit.register(gc.freeze)
     debug = "--debug" in sys.argv
     try:
         code = cli.main(standalone_mode=False)
@@ -84,6 +87,4 @@ def main() -> None:
             raise
         click.echo(f"dffg: memory ran out: {first_line(error)}\n{_TAKES_LESS}", err=True)
         code = DffgError.exit_code
-    # Python would look through all that torch and the run made once more, for a second or two.
-    gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
