@@ -604,7 +604,7 @@ def test_features_cannot_be_written_as_pictures(here):
     features = (f"{MODULE}:features", "--input", "1x16x16", "--bounds", "-130:30")
     ended = run("synthesize", *features, "--out", here / "spectra", *QUICK)
     assert ended.code == 2
-    assert "give --out a name that ends in .npz or .safetensors" in ended.err
+    assert "give --out a name that ends in .npz, .safetensors or .npy" in ended.err
     assert not (here / "spectra").exists()
     assert run("synthesize", *features, "--out", here / "spectra.npz", *QUICK).code == 0
     made = SyntheticSet.load(here / "spectra.npz")
