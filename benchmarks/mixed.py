@@ -56,7 +56,8 @@ def _measured(prepared: Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict
     made = synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=wanted[0]["seed"]))
     images = torch.split(torch.from_numpy(made.inputs), 16)
     seen = look(captured, images, _uniform("W8A8"))
-    problem = pose(seen.float_module, seen.placement, images, seen.histograms, captured.spec, _mixed(SIZES[0]))
+    posed = with_known_range(_mixed(SIZES[0]))
+    problem = pose(seen.float_module, seen.placement, images, seen.histograms, captured.spec, posed)
     for cell in wanted:
         quantized = insert(seen.float_module, _settled(cell, seen, problem), None)
         yield {**cell, **prepared.measure(quantized)}
@@ -85,19 +86,19 @@ def key(record: dict[str, Any]) -> str:
 
 
 def _uniform(bits: str) -> QuantizationConfig:
-    return with_known_range(QuantizationConfig(bits=bits, **_OPTIONS))
+    return QuantizationConfig(bits=bits, **_OPTIONS)
 
 
 def _mixed(size: float) -> QuantizationConfig:
-    return with_known_range(QuantizationConfig(bits="mixed", budget=f"size={size:g}x", **_OPTIONS))
+    return QuantizationConfig(bits="mixed", budget=f"size={size:g}x", **_OPTIONS)
 
 
 def _settled(cell: dict[str, Any], seen: Seen, problem: Problem) -> Parameters:
     if cell["kind"] == UNIFORM:
-        config = _uniform(cell["at"])
+        config = with_known_range(_uniform(cell["at"]))
         return settle(seen, uniform_widths(seen.float_module, seen.placement, config), config)
     size = float(cell["at"].removesuffix("x"))
-    chosen, config = allocate(problem, size), _mixed(size)
+    chosen, config = allocate(problem, size), with_known_range(_mixed(size))
     return settle(seen, complete_widths(chosen.widths, seen.float_module, seen.placement, config), config)
 
 
