@@ -152,16 +152,19 @@ def _offline_hint() -> str:
 
 def require(package: str, extra: str = "timm") -> Any:
     """An optional package, or the words that say how to install it."""
-    install = f"pip install -U 'dffg[{extra}]'"
+    source = f"'dffg[{extra}]'"
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
-            raise InputError(f"{package} cannot be imported: {error}; install it anew: {install}") from error
-        raise InputError(f"{package} is not installed; install it with: {install.replace(' -U', '')}") from error
+            raise InputError(
+                f"{package} cannot be imported: {error}; install it anew: pip install -U {source}"
+            ) from error
+        raise InputError(f"{package} is not installed; install it with: pip install {source}") from error
     except Exception as error:  # torchvision beside another torch raises what it likes
         raise InputError(
-            f"{package} cannot be imported: {first_line(error)}. It may not fit this torch; install it anew: {install}"
+            f"{package} cannot be imported: {first_line(error)}. It may not fit this torch; install it anew: "
+            f"pip install -U {source}"
         ) from error
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _FILES = (".npz", ".safetensors", ".npy")
 # Of these nobody means a folder.
-_OTHER_FILES = (".pt", ".pth", ".png", ".jpg", ".jpeg", ".zip", ".h5", ".npz", ".safetensors", ".npy")
+_OTHER_FILES = (".pt", ".pth", ".png", ".jpg", ".jpeg", ".zip", ".h5", *_FILES)
 
 
 @click.command()

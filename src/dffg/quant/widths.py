@@ -14,6 +14,7 @@ from dffg.quant.placement import POOLS, Placement, before_padding, integer_input
 _STORED_BITS = (2, 4, 8)
 # Of a weight and an activation together: 2 * 2^(w-1) * (2^a - 1) fits into 16 bits with their sign.
 PAIR_BITS = 15
+REDUCED_BITS = PAIR_BITS - 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,15 @@ from dffg.images import SyntheticSet
 from dffg.processor import adds_in_16_bits
 from dffg.quant.decide import Decided
 from dffg.quant.simulate import Quantized
-from dffg.quant.widths import PAIR_BITS
+from dffg.quant.widths import PAIR_BITS, REDUCED_BITS
 
 
 def width_notes(quantized: Quantized, config: QuantizationConfig) -> tuple[str, ...]:
     """What fewer than 8 bits bring, and what they do not; on which processors 8 are too many."""
     notes = []
     widths, packed = {layer.weight_bits for layer in quantized.layers}, MOST_PACKED_BITS if config.runtime.packs else 0
-    if config.reduce_range and PAIR_BITS - 8 in widths:
-        widths -= {PAIR_BITS - 8}
+    if config.reduce_range and REDUCED_BITS in widths:
+        widths -= {REDUCED_BITS}
         notes.append(
             "weights are kept within 7 bits, as x86 CPUs without VNNI need, which add products in 16 bits; a file for "
             "other CPUs can have 8, by --reduce-range false"
@@ -34,10 +34,6 @@ def width_notes(quantized: Quantized, config: QuantizationConfig) -> tuple[str, 
     if any(layer.activation_bits < 8 for layer in quantized.layers):
         notes.append("activations of fewer than 8 bits are clipped and still 8 bits wide: this is not faster")
     return tuple(notes)
-
-
-def _most_bits(quantized: Quantized) -> int:
-    return max((layer.weight_bits + layer.activation_bits for layer in quantized.layers), default=0)
 
 
 def equalization_notes(decided: Decided) -> tuple[str, ...]:
