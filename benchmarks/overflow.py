@@ -36,10 +36,10 @@ _BATCH = 16
 Write = Callable[[Captured, SyntheticSet, Path], Quantized | None]
 
 
-def _ours(reduce_range: bool) -> Write:
+def _ours(**options: Any) -> Write:
     def write(captured: Captured, images: SyntheticSet, path: Path) -> Quantized:
         batches = torch.split(torch.from_numpy(images.inputs), _BATCH)
-        quantized = simulate(captured, batches, QuantizationConfig(reduce_range=reduce_range))
+        quantized = simulate(captured, batches, QuantizationConfig(**options))
         write_quantized(quantized, captured.spec, path)
         return quantized
 
@@ -54,8 +54,8 @@ def _theirs(reduce_range: bool) -> Write:
 
 
 FILES: dict[str, Write] = {
-    "dffg": _ours(False),
-    "dffg, reduced range": _ours(True),
+    "dffg, to nearest": _ours(reduce_range=False, weight_rounding="nearest", bias_correction="none"),
+    "dffg, reduced range": _ours(reduce_range=True),
     "quantize_static": _theirs(False),
     "quantize_static, reduced range": _theirs(True),
 }

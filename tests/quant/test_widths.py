@@ -108,13 +108,9 @@ def test_the_range_of_weights_is_what_the_processor_needs_where_nobody_chose(mon
     monkeypatch.setattr(rules, "adds_in_16_bits", lambda: overflows)
     known = with_known_range(QuantizationConfig(target=target))
     assert known.reduce_range is (overflows and asks)
-    assert known.weight_rounding == ("squant" if known.reduce_range else "nearest")
-    assert known.bias_correction == ("analytic" if known.reduce_range else "none")
 
 
 @pytest.mark.parametrize("chosen", [True, False])
-def test_a_chosen_range_and_chosen_methods_stay(monkeypatch, chosen):
+def test_a_chosen_range_stays(monkeypatch, chosen):
     monkeypatch.setattr(rules, "adds_in_16_bits", lambda: not chosen)
     assert with_known_range(QuantizationConfig(reduce_range=chosen)).reduce_range is chosen
-    known = with_known_range(QuantizationConfig(weight_rounding="nearest", bias_correction="empirical"))
-    assert (known.weight_rounding, known.bias_correction) == ("nearest", "empirical")

@@ -43,8 +43,6 @@ def test_what_differs_is_named_with_its_values():
         "dffg": ("0.1.0", "0.2.0", "0.1.0"),
         "quantization.bits": ("W8A8", "W4A4", "W8A8"),
         "quantization.equalize": ("none", "auto", "none"),
-        "quantization.weight_rounding": ("nearest", "squant", "nearest"),
-        "quantization.bias_correction": ("none", "analytic", "none"),
     }
 
 

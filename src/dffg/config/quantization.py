@@ -64,13 +64,10 @@ class QuantizationConfig:
         EQUALIZATIONS,
     )
     absorb_biases: bool = option(False, "Move what is positive in nearly all images into the next layer's bias.")
-    weight_rounding: str | None = option(
-        None, "How weights are rounded  [default: nearest at 8 bits, squant below and within 7]", ROUNDINGS
-    )
-    bias_correction: str | None = option(
-        None,
-        "How biases make up for the rounded weights: by BatchNorm's statistics, or by the images  [default: none at 8 "
-        "bits, analytic below and within 7]",
+    weight_rounding: str = option("squant", "How weights are rounded.", ROUNDINGS)
+    bias_correction: str = option(
+        "analytic",
+        "How biases make up for the rounded weights: by BatchNorm's statistics, or by the images.",
         BIAS_CORRECTIONS,
     )
 
@@ -87,10 +84,6 @@ class QuantizationConfig:
                 Scheme(bits, bits)
         self._check_target()
         fill(self, "equalize", "auto" if self._narrows_activations else "none")
-        narrow = self.is_mixed or self.scheme.weight_bits < _FULL_BITS or self.reduce_range
-        if narrow or self.reduce_range is not None or not self.runtime.adds_pairs:
-            fill(self, "weight_rounding", "squant" if narrow else "nearest")
-            fill(self, "bias_correction", "analytic" if narrow else "none")
         check_choices(self)
         require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
         require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")

@@ -62,5 +62,5 @@ def round_layers(module: fx.GraphModule, widths: BitWidths, config: Quantization
 def _round_layer(module: fx.GraphModule, layer: fx.Node, bits: int, config: QuantizationConfig) -> LayerParameters:
     weight = weight_of(module, layer)
     qparams = weight_qparams(WEIGHT_RANGES[config.weight_ranges](weight, bits, config), bits)
-    levels = WEIGHT_ROUNDINGS[str(config.weight_rounding)](weight, qparams)
+    levels = WEIGHT_ROUNDINGS[config.weight_rounding](weight, qparams)
     return LayerParameters(levels=levels, qparams=qparams, bias=optional_tensor(module, argument(layer, 2)))
