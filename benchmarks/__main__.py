@@ -81,11 +81,14 @@ def main() -> None:
 @click.option("--networks", callback=_names, default="", help="Only these; default: those of the suite.")
 @click.option("--contestants", callback=_names, default="", help="Only labels that are in this list.")
 @click.option("--seeds", default="", help="Only these, like 0,1; default: those of the suite.")
+@click.option("--long", is_flag=True, help="Also what takes over half an hour for a seed of a large network.")
 @on_workers
-def run_arena(suite: str, networks: list[str], contestants: list[str], seeds: str, workers: Workers | None) -> None:
+def run_arena(
+    suite: str, networks: list[str], contestants: list[str], seeds: str, long: bool, workers: Workers | None
+) -> None:
     """Every generator of images through the same quantizers; goes on where an earlier run stopped."""
     arena.run(
-        arena.narrowed(arena.SUITES[suite], networks, contestants, [int(s) for s in seeds.split(",") if s]),
+        arena.narrowed(arena.SUITES[suite], networks, contestants, [int(s) for s in seeds.split(",") if s], long),
         workers=workers,
     )
 

@@ -61,12 +61,16 @@ class Contestant:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Networks, contestants and seeds; at most `examples` evaluation images per network."""
+    """Networks, contestants and seeds; at most `examples` evaluation images per network.
+
+    long: also what takes over half an hour for a seed of a large network.
+    """
 
     networks: tuple[str, ...]
     contestants: tuple[Contestant, ...]
     seeds: tuple[int, ...]
     examples: int
+    long: bool = False
 
 
 def _of(generator: str, **options: Any) -> Contestant:
@@ -152,13 +156,14 @@ class Batches:
         return iter(self._kept) if self._kept is not None else self._data.batches(BATCH)
 
 
-def narrowed(suite: Suite, networks: list[str], labels: list[str], seeds: list[int]) -> Suite:
+def narrowed(suite: Suite, networks: list[str], labels: list[str], seeds: list[int], long: bool = False) -> Suite:
     """A part of a suite; an empty list narrows nothing."""
     return replace(
         suite,
         networks=tuple(networks) or suite.networks,
         contestants=tuple(one for one in suite.contestants if not labels or one.label in labels),
         seeds=tuple(seeds) or suite.seeds,
+        long=long,
     )
 
 
@@ -181,9 +186,17 @@ def run(
     done = {key(record) for record in records.read(SUITE)}
     for benchmark in load(suite.networks):
         benchmark = replace(benchmark, evaluation=benchmark.evaluation.first(suite.examples))
-        items = [(contestant, seed) for seed in suite.seeds for contestant in suite.contestants]
+        contestants = [one for one in suite.contestants if _is_bearable(one, benchmark, suite)]
+        items = [(contestant, seed) for seed in suite.seeds for contestant in contestants]
         wanted = [item for item in items if key(_cell(benchmark, *item)) not in done]
         cells.measure(SUITE, _measure, wanted, prepare=_Scorer, shared=benchmark, show=_summary, workers=workers)
+
+
+def _is_bearable(contestant: Contestant, benchmark: Benchmark, suite: Suite) -> bool:
+    if suite.long or contestant not in LONG or not is_large(benchmark.spec):
+        return True
+    print(f"skipped {contestant.label} on {benchmark.name}: it takes over half an hour; --long measures it")
+    return False
 
 
 class _Scorer:
@@ -228,8 +241,6 @@ def make(benchmark: Benchmark, captured: Captured, contestant: Contestant, seed:
         return "numbers of images are compared on small networks"
     if contestant.generator == REAL:
         return _real(benchmark, contestant.count, seed)
-    if contestant in LONG and is_large(benchmark.spec):
-        return "it takes over half an hour at this size; python -m benchmarks speed times some iterations"
     if contestant.generator == PEER:
         return _make_by_peer(benchmark, seed)
     config = _synthesis(contestant, seed)

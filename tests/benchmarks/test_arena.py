@@ -54,6 +54,16 @@ def test_a_cell_holds_what_is_needed_to_judge_it(results):
     assert {"commit", "environment"} <= set(ours)
 
 
+def test_what_takes_long_on_a_large_network_is_measured_where_it_is_asked_for(results, capsys, monkeypatch):
+    monkeypatch.setattr(arena, "LONG", (Contestant(generator="noise"),))
+    monkeypatch.setattr(arena, "LARGEST_SMALL", 1)
+    arena.run(narrowed(SUITE, [], ["noise"], [0]), load)
+    assert "skipped noise on small: it takes over half an hour" in capsys.readouterr().out
+    assert results() == []
+    arena.run(narrowed(SUITE, [], ["noise"], [0], long=True), load)
+    assert [cell["label"] for cell in results()] == ["noise"]
+
+
 def test_a_peer_that_is_not_there_is_skipped_with_its_reason(results, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DFFG_PEERS", str(tmp_path / "nowhere"))
     arena.run(Suite(

@@ -19,9 +19,15 @@ SPEC = ImageSpec(shape=(3, 8, 8))
 
 
 @cache
-def simulated(name, bits="W8A8", ranges="mse", weights="mse"):
+def simulated(name, bits="W8A8", ranges="mse", weights="mse", rounding="squant"):
     options = QuantizationConfig(
-        bits=bits, other_bits=int(bits[-1]), activation_ranges=ranges, weight_ranges=weights, reduce_range=False
+        bits=bits,
+        other_bits=int(bits[-1]),
+        activation_ranges=ranges,
+        weight_ranges=weights,
+        weight_rounding=rounding,
+        bias_correction="none" if rounding == "nearest" else "analytic",
+        reduce_range=False,
     )
     return simulate(captured(name), [inputs(NETWORKS[name][1], 16, seed=1)], options)
 
@@ -128,7 +134,7 @@ def torchs_own(x, quantized, tensor):
 def test_the_whole_simulation_is_torchs_fake_quantization_around_each_layer():
     """`small_conv` written out; ReLU and ReLU6 are applied here, and left to saturation there."""
     model, shape = network("conv")
-    quantized, x = simulated("conv", weights="minmax"), inputs(shape, 16)
+    quantized, x = simulated("conv", weights="minmax", rounding="nearest"), inputs(shape, 16)
     first, second, third, pooled, flat = quantized.tensors
     layers = []
     for convolution, norm in ((model[0], model[1]), (model[3], model[4]), (model[8], None)):
@@ -283,7 +289,8 @@ def test_biases_are_rounded_in_double_precision():
     model = dead_channels()
     with torch.no_grad():
         model.head.weight *= 1e-5
-    quantized = simulate(capture(model, spec=SPEC), [inputs((3, 8, 8))], QuantizationConfig(reduce_range=False))
+    config = QuantizationConfig(reduce_range=False, bias_correction="none")
+    quantized = simulate(capture(model, spec=SPEC), [inputs((3, 8, 8))], config)
     floats = [node for node in quantized.float_module.graph.nodes if calls(node, *WEIGHTED)]
     for node, other in zip(nodes_of(quantized, *WEIGHTED), floats, strict=True):
         levels, scale = (stored(quantized.module, argument).numpy() for argument in node.args[2].args[:2])
