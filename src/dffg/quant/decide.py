@@ -14,7 +14,7 @@ from dffg.fold import fold_with_records
 from dffg.memory import reused_memory
 from dffg.quant.affine import QParams
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
-from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
+from dffg.quant.calibrate import Seen, choose_ranges, observe, observed_tensors
 from dffg.quant.copies import with_narrow_copies
 from dffg.quant.divergence import divergence
 from dffg.quant.equalize import absorb_biases, equalize_weights, rescale_moments
@@ -22,11 +22,10 @@ from dffg.quant.equalize_activations import equalize_activations
 from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments, propagate
 from dffg.quant.parameters import Parameters, round_layers
-from dffg.quant.placement import Placement, place, prepare
-from dffg.quant.ranges import SOUGHT, Histogram
+from dffg.quant.placement import place, prepare
+from dffg.quant.ranges import SOUGHT
 from dffg.quant.simulate import Quantized, insert
 from dffg.quant.widths import BitWidths, uniform_widths, with_known_range
-from dffg.spec import ImageSpec
 
 _TRIAL_IMAGES = 32
 # Less than this share of the divergence is no accident of 32 images.
@@ -69,33 +68,15 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
         images = list(images)
         config = replace(config, equalize=choose_equalization(captured, images, config) if images else "none")
     seen = look(captured, images, config)
-    module, placement = seen.float_module, seen.placement
-    mixed = (
-        choose_widths(module, placement, images, seen.histograms, captured.spec, config) if config.is_mixed else None
-    )
-    widths = mixed.widths if mixed else uniform_widths(module, placement, config)
+    mixed = choose_widths(seen, config) if config.is_mixed else None
+    widths = mixed.widths if mixed else uniform_widths(seen.float_module, seen.placement, config)
     return Decided(
-        float_module=module,
+        float_module=seen.float_module,
         parameters=settle(seen, widths, config),
         scheme=None if mixed else config.scheme,
         mixed=mixed,
         equalized=str(config.equalize),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A folded float network and what calibration saw in it, before any width is chosen.
-
-    images: those that were looked at; a stream that is read by then where nothing else needs them.
-    """
-
-    float_module: fx.GraphModule
-    placement: Placement
-    moments: dict[str, Moments]
-    histograms: dict[str, Histogram]
-    images: Iterable[Tensor]
-    spec: ImageSpec
 
 
 def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Seen:
