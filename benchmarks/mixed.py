@@ -59,7 +59,7 @@ def _measured(prepared: Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict
     seen = look(captured, images, _uniform("W8A8"))
     problem = pose(seen, with_known_range(_mixed(SIZES[0])))
     for cell in wanted:
-        quantized = insert(seen.float_module, _settled(cell, seen, problem), None)
+        quantized = insert(seen.float_module, _settled(cell, seen, problem))
         yield {**cell, **prepared.measure(quantized)}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.captured import Captured
-from dffg.config import QuantizationConfig, Scheme
+from dffg.config import QuantizationConfig
 from dffg.fold import fold_with_records
 from dffg.memory import reused_memory
 from dffg.quant.affine import QParams
@@ -41,13 +41,12 @@ class Decided:
 
     float_module: fx.GraphModule
     parameters: Parameters
-    scheme: Scheme | None
     mixed: MixedPrecision | None
     equalized: str
 
     def insert(self) -> Quantized:
         """The quantized graph."""
-        return replace(insert(self.float_module, self.parameters, self.scheme), mixed=self.mixed)
+        return replace(insert(self.float_module, self.parameters), mixed=self.mixed)
 
 
 def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig | None = None) -> Quantized:
@@ -73,7 +72,6 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
     return Decided(
         float_module=seen.float_module,
         parameters=settle(seen, widths, config),
-        scheme=None if mixed else config.scheme,
         mixed=mixed,
         equalized=str(config.equalize),
     )
