@@ -131,14 +131,11 @@ def choose_equalization(captured: Captured, images: Sequence[Tensor], config: Qu
     Weights have 8 bits for that, since those of few bits are still to be learned. Normal values are assumed of what
     ReLU6 clips, which the images show to be right (MobileNetV2) or wrong (EfficientNet-Lite0).
     """
-    bits = config.activation_bits if config.is_mixed else config.scheme.activation_bits
-    assert bits is not None
     reference, _ = prepare_float(captured, replace(config, equalize="none"))
     chosen = torch.cat(list(images))[:_TRIAL_IMAGES]
-    apart = {}
+    apart, trial = {}, replace(config.at(8, config.input_bits), weight_rounding="nearest", bias_correction="none")
     for choice in ("none", "activations"):
-        trial = replace(config.at(8, bits), equalize=choice, weight_rounding="nearest", bias_correction="none")
-        module = simulate(captured, torch.split(chosen, len(images[0])), trial).module
+        module = simulate(captured, torch.split(chosen, len(images[0])), replace(trial, equalize=choice)).module
         with torch.no_grad():
             apart[choice] = float(divergence(reference(chosen), module(chosen)).mean())
     return "activations" if apart["activations"] < _CLEARLY * apart["none"] else "none"

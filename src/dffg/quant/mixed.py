@@ -62,7 +62,7 @@ def pose(seen: Seen, config: QuantizationConfig) -> Problem:
     require_possible(problem, problem.budget.amount)
     chosen = evenly_chosen(torch.cat(list(seen.images)), config.sensitivity_images)
     problem = replace(problem, weights=measure_weights(module, chosen, weights, method))
-    if problem.budget.kind != "bops":
+    if config.budget_kind != "bops":
         return problem
     return replace(problem, activations=measure_inputs(module, chosen, inputs, _readers(seen), method))
 
@@ -73,8 +73,7 @@ def _unmeasured(candidates: Candidates[Any]) -> Sensitivities:
 
 def fixed_widths(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> BitWidths:
     """Widths where nothing is chosen."""
-    assert config.activation_bits is not None
-    return uniform_widths(module, placement, config.at(config.candidates[-1], config.activation_bits))
+    return uniform_widths(module, placement, config.at(config.candidates[-1], config.input_bits))
 
 
 def layer_sizes(module: fx.GraphModule, placement: Placement) -> tuple[LayerSize, ...]:
@@ -119,10 +118,9 @@ def _weight_candidates(seen: Seen, config: QuantizationConfig) -> dict[str, dict
 def _input_candidates(seen: Seen, config: QuantizationConfig) -> dict[str, dict[int, QParams]]:
     """Ranges of the inputs of layers at every width they may have: one, unless the budget is bit operations."""
     module, placement, inputs = seen.float_module, seen.placement, _readers(seen)
-    is_chosen = Budget.parse(str(config.budget)).kind == "bops"
     possible = [uniform_widths(module, placement, uniform) for uniform in _uniform(config)]
     found: dict[str, dict[int, QParams]] = {}
-    for widths in possible if is_chosen else [fixed_widths(module, placement, config)]:
+    for widths in possible if config.budget_kind == "bops" else [fixed_widths(module, placement, config)]:
         for name, qparams in choose_ranges(seen.histograms, placement, seen.spec, widths, config).items():
             if name in inputs:
                 found.setdefault(name, {})[qparams.bits] = qparams
