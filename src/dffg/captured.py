@@ -57,8 +57,8 @@ class Captured:
 
     @property
     def zero_variance_channels(self) -> int:
-        """Channels whose stored variance is 0. They are normal in trained networks and are matched through eps."""
-        return sum(int((norm.running_var == 0).sum()) for norm in self.batch_norms)
+        """Of all BatchNorm calls."""
+        return sum(norm.zero_variance_channels for norm in self.batch_norms)
 
 
 def capture(
