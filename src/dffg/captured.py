@@ -79,6 +79,8 @@ def capture(
     reason, and `StatisticsError` where it has neither BatchNorm nor patches to compare, or a BatchNorm whose statistics
     are missing, negative, infinite or NaN.
     """
+    if spec is not None and input_shape is not None:
+        raise InputError("spec and input_shape are both given; leave input_shape out, since spec has a shape.")
     example_inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input or ())
     shapes = [tuple(example.shape[1:]) for example in example_inputs]
     if input_shape is not None:
