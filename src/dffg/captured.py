@@ -23,7 +23,7 @@ from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, fi
 from dffg.functional import functional_module
 from dffg.graph import refuse_endless
 from dffg.patches import describe, patch_sources
-from dffg.spec import ImageSpec, JointSpec
+from dffg.spec import DEFAULT_INPUT, ImageSpec, JointSpec
 
 _RELATIVE_TOLERANCE = 1e-4
 _FLOAT_ONLY = (
@@ -151,8 +151,7 @@ def _complete_spec(spec: ImageSpec | None, shapes: Sequence[tuple[int, ...]]) ->
         return spec, ()
     if not shapes:
         raise InputError("the input is unknown; give spec=, input_shape= or an example input.")
-    note = "no mean, std or bounds were given: assuming pixels in [0, 1] without normalization"
-    return default_spec(shapes), (note,)
+    return default_spec(shapes), (f"no mean, std or bounds were given: assuming {DEFAULT_INPUT}",)
 
 
 def default_spec(shapes: Sequence[tuple[int, ...]]) -> ImageSpec:

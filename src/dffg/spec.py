@@ -14,6 +14,8 @@ from dffg.errors import InputError
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+# What the defaults of an `ImageSpec` say.
+DEFAULT_INPUT = "pixels in [0, 1] without normalization"
 
 
 @dataclass(frozen=True, kw_only=True)
