@@ -17,10 +17,10 @@ from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from dffg.captured import Captured, capture
 from dffg.config import SynthesisConfig
 from dffg.evaluation.metrics import compare
-from dffg.export.onnx import INPUT_NAME, write_float
+from dffg.export.onnx import write_float
 from dffg.export.runtimes import runtime_for
 from dffg.fold import fold_batch_norms
-from dffg.handover import nncf_dataset
+from dffg.handover import INPUT_NAME, nncf_dataset
 from dffg.images import SyntheticSet
 from dffg.quant.placement import prepare
 from dffg.report.environment import package_version

@@ -15,9 +15,9 @@ from benchmarks import records
 from benchmarks.networks import load_benchmarks
 from dffg.captured import capture
 from dffg.config import SynthesisConfig
-from dffg.export.onnx import INPUT_NAME, write_float, write_quantized
+from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import session
-from dffg.handover import calibration_reader
+from dffg.handover import INPUT_NAME, calibration_reader
 from dffg.images import SyntheticSet
 from dffg.quant.decide import simulate
 from dffg.spec import Array

@@ -23,7 +23,8 @@ from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.device import HOST
 from dffg.distributed import Workers
 from dffg.quant.allocation import Problem, allocate
-from dffg.quant.decide import Seen, look, settle
+from dffg.quant.calibrate import Seen
+from dffg.quant.decide import look, settle
 from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
 from dffg.quant.simulate import insert
@@ -56,10 +57,9 @@ def _measured(prepared: Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict
     made = synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=wanted[0]["seed"]))
     images = torch.split(torch.from_numpy(made.inputs), 16)
     seen = look(captured, images, _uniform("W8A8"))
-    posed = with_known_range(_mixed(SIZES[0]))
-    problem = pose(seen.float_module, seen.placement, images, seen.histograms, captured.spec, posed)
+    problem = pose(seen, with_known_range(_mixed(SIZES[0])))
     for cell in wanted:
-        quantized = insert(seen.float_module, _settled(cell, seen, problem), None)
+        quantized = insert(seen.float_module, _settled(cell, seen, problem))
         yield {**cell, **prepared.measure(quantized)}
 
 
@@ -99,7 +99,7 @@ def _settled(cell: dict[str, Any], seen: Seen, problem: Problem) -> Parameters:
         return settle(seen, uniform_widths(seen.float_module, seen.placement, config), config)
     size = float(cell["at"].removesuffix("x"))
     chosen, config = allocate(problem, size), with_known_range(_mixed(size))
-    return settle(seen, complete_widths(chosen.widths, seen.float_module, seen.placement, config), config)
+    return settle(seen, complete_widths(chosen.widths, seen, config), config)
 
 
 def results() -> Records:

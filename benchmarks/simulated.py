@@ -62,7 +62,7 @@ class Simulated:
         )
         if config.bits not in self._templates:
             self._templates[config.bits] = self._template(parameters, config)
-        model = exchange(self._templates[config.bits], insert(self._module, parameters, config.scheme).module)
+        model = exchange(self._templates[config.bits], insert(self._module, parameters).module)
         return np.concatenate(list(_run(model.SerializeToString(), inputs)))
 
     def float_answer(self, inputs: Iterable[Array]) -> Array:
@@ -85,7 +85,7 @@ class Simulated:
             )
             for index, (name, qparams) in enumerate(parameters.activations.items())
         }
-        return _export(insert(self._module, replace(parameters, activations=unequal), config.scheme), self)
+        return _export(insert(self._module, replace(parameters, activations=unequal)), self)
 
 
 def _export(quantized: Quantized, simulated: Simulated) -> onnx.ModelProto:

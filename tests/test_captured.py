@@ -174,6 +174,12 @@ def test_an_input_that_is_not_described_is_asked_for():
         capture(small_conv())
 
 
+def test_a_shape_beside_a_description_is_refused_even_where_they_agree():
+    for shape in (SPEC.shape, (1, 8, 8)):
+        with pytest.raises(InputError, match="both given; leave input_shape out"):
+            capture(small_conv(), spec=SPEC, input_shape=shape)
+
+
 def test_a_wrong_shape_is_told_with_the_shape():
     with pytest.raises(InputError, match=r"fails on an input of shape 1x8x8.*expected input(.|\n)*--input CxHxW"):
         capture(small_conv(), input_shape=(1, 8, 8))

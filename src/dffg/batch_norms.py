@@ -30,6 +30,11 @@ class BatchNorm:
         assert isinstance(source, fx.Node)
         return source
 
+    @property
+    def zero_variance_channels(self) -> int:
+        """Channels whose stored variance is 0. They are normal in trained networks and are matched through eps."""
+        return int((self.running_var == 0).sum())
+
 
 def find_batch_norms(module: fx.GraphModule) -> tuple[BatchNorm, ...]:
     """Every BatchNorm call of the graph in execution order; a module used twice is found twice."""

@@ -23,7 +23,7 @@ from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, fi
 from dffg.functional import functional_module
 from dffg.graph import refuse_endless
 from dffg.patches import describe, patch_sources
-from dffg.spec import ImageSpec, JointSpec
+from dffg.spec import DEFAULT_INPUT, ImageSpec, JointSpec
 
 _RELATIVE_TOLERANCE = 1e-4
 _FLOAT_ONLY = (
@@ -57,8 +57,8 @@ class Captured:
 
     @property
     def zero_variance_channels(self) -> int:
-        """Channels whose stored variance is 0. They are normal in trained networks and are matched through eps."""
-        return sum(int((norm.running_var == 0).sum()) for norm in self.batch_norms)
+        """Of all BatchNorm calls."""
+        return sum(norm.zero_variance_channels for norm in self.batch_norms)
 
 
 def capture(
@@ -79,6 +79,8 @@ def capture(
     reason, and `StatisticsError` where it has neither BatchNorm nor patches to compare, or a BatchNorm whose statistics
     are missing, negative, infinite or NaN.
     """
+    if spec is not None and input_shape is not None:
+        raise InputError("spec and input_shape are both given; leave input_shape out, since spec has a shape.")
     example_inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input or ())
     shapes = [tuple(example.shape[1:]) for example in example_inputs]
     if input_shape is not None:
@@ -149,8 +151,7 @@ def _complete_spec(spec: ImageSpec | None, shapes: Sequence[tuple[int, ...]]) ->
         return spec, ()
     if not shapes:
         raise InputError("the input is unknown; give spec=, input_shape= or an example input.")
-    note = "no mean, std or bounds were given: assuming pixels in [0, 1] without normalization"
-    return default_spec(shapes), (note,)
+    return default_spec(shapes), (f"no mean, std or bounds were given: assuming {DEFAULT_INPUT}",)
 
 
 def default_spec(shapes: Sequence[tuple[int, ...]]) -> ImageSpec:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dffg.graph import calls, copy_module
-from dffg.spec import Array, ImageSpec, JointSpec
+from dffg.spec import Array, ImageSpec, JointSpec, cut
 
 _library = torch.library.Library("dffg", "FRAGMENT")
 _library.define("input(Tensor joined, str name, int start, int[] shape) -> Tensor")
@@ -140,10 +140,7 @@ def inputs_of(spec: ImageSpec) -> tuple[ImageSpec, ...]:
 
 def split(batch: Array, shapes: Sequence[Sequence[int]]) -> list[Array]:
     """Inputs of a file, which take examples of these shapes, from one batch of joined ones."""
-    if len(shapes) == 1:
-        return [batch]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    return [part.reshape(-1, *shape) for part, shape in zip(np.split(batch, ends, axis=1), shapes)]
+    return [batch] if len(shapes) == 1 else cut(batch, shapes)
 
 
 def join(outputs: Sequence[NDArray[Any]]) -> Array:

@@ -39,6 +39,13 @@ def argument(node: fx.Node, index: int, default: Any = None) -> Any:
     return node.args[index] if len(node.args) > index else default
 
 
+def pads_with_zeros(node: Any) -> bool:
+    """Whether `node` puts zeros around a tensor."""
+    if calls(node, aten.constant_pad_nd.default):
+        return not argument(node, 2, 0)
+    return calls(node, aten.pad.default) and argument(node, 2, "constant") == "constant" and not argument(node, 3, 0)
+
+
 def is_stored(node: Any) -> bool:
     """Whether `node` reads a parameter, buffer or constant of the module."""
     return isinstance(node, fx.Node) and node.op == "get_attr"

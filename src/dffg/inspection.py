@@ -10,9 +10,9 @@ from dffg.baselines import chain_of
 from dffg.captured import Captured
 from dffg.config import SynthesisConfig
 from dffg.fold import fold_batch_norms, is_foldable
-from dffg.graph import WEIGHTED, calls
 from dffg.quant.in_float import float_operations
-from dffg.quant.placement import integer_inputs, place, prepare
+from dffg.quant.placement import place, prepare
+from dffg.quant.widths import quantized_layers
 from dffg.snapshots import chains_needed
 from dffg.spec import ImageSpec
 from dffg.targets import ONNXRUNTIME
@@ -67,12 +67,12 @@ def inspect(captured: Captured, config: SynthesisConfig | None = None, *, notes:
             BatchNormSummary(
                 name=norm.name,
                 channels=len(norm.running_mean),
-                zero_variance=int((norm.running_var == 0).sum()),
+                zero_variance=norm.zero_variance_channels,
                 folds=is_foldable(norm),
             )
             for norm in captured.batch_norms
         ),
-        quantized_layers=sum(bool(calls(node, *WEIGHTED) and integer_inputs(node)) for node in module.graph.nodes),
+        quantized_layers=len(quantized_layers(module)),
         quantized_tensors=len(placement.source),
         float_operations=tuple(in_float),
         float_reasons=in_float,

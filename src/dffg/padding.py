@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 from torch.nn import functional
 
-from dffg.graph import add_tensor, argument, aten, calls, is_depthwise, is_stored, weight_of
+from dffg.graph import add_tensor, argument, aten, calls, is_depthwise, is_stored, pads_with_zeros, weight_of
 
 
 def absorb_padding(module: fx.GraphModule) -> None:
@@ -26,13 +26,11 @@ def absorb_padding(module: fx.GraphModule) -> None:
 
 
 def _is_absorbed(module: fx.GraphModule, pad: fx.Node) -> bool:
-    if not calls(pad, aten.pad.default) or len(pad.users) != 1:
+    if not (calls(pad, aten.pad.default) and pads_with_zeros(pad)) or len(pad.users) != 1:
         return False
     (reader,) = pad.users
-    plain = argument(pad, 2, "constant") == "constant" and not argument(pad, 3)
     return (
-        plain
-        and calls(reader, aten.conv2d.default)
+        calls(reader, aten.conv2d.default)
         and reader.args[0] is pad
         and is_stored(reader.args[1])
         and is_depthwise(module, reader)

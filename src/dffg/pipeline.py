@@ -224,10 +224,7 @@ def _finetune(
             synthesis = synthesis.for_learning(images or 0)
             kept = run.kept(captured.module, synthesis)
             calibration = calibration_images(run, synthesis, None, kept)
-    scheme = None if quantization.is_mixed else quantization.scheme
-    decided = Decided(
-        float_module=float_module, parameters=parameters, scheme=scheme, mixed=None, equalized=earlier.equalized
-    )
+    decided = Decided(float_module=float_module, parameters=parameters, mixed=None, equalized=earlier.equalized)
     learning = LearningConfig(
         recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
     )

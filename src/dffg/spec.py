@@ -14,6 +14,8 @@ from dffg.errors import InputError
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+# What the defaults of an `ImageSpec` say.
+DEFAULT_INPUT = "pixels in [0, 1] without normalization"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +116,7 @@ class JointSpec(ImageSpec):
 
     def split(self, values: Array) -> list[Array]:
         """(batch, length) -> (batch, *shape) of every input."""
-        ends = np.cumsum([math.prod(part.shape) for part in self.inputs])[:-1]
-        parts = np.split(values, ends, axis=-1)
-        return [values.reshape(-1, *part.shape) for part, values in zip(self.inputs, parts)]
+        return cut(values, [part.shape for part in self.inputs])
 
     def join(self, parts: Sequence[NDArray[Any]]) -> Array:
         """(batch, *shape) of every input -> (batch, length)."""
@@ -135,6 +135,12 @@ class JointSpec(ImageSpec):
         ends = [[np.broadcast_to(end, part.shape)[None] for end in part.input_bounds()] for part in self.inputs]
         low, high = (self.join([pair[index] for pair in ends])[0] for index in range(2))
         return low, high
+
+
+def cut(values: Array, shapes: Sequence[Sequence[int]]) -> list[Array]:
+    """(batch, length) -> (batch, *shape) of every part."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    return [part.reshape(-1, *shape) for part, shape in zip(np.split(values, ends, axis=-1), shapes)]
 
 
 def joined_name(index: int) -> str:

@@ -268,7 +268,6 @@ def test_layers_carry_the_names_people_know():
 def test_what_stays_in_float_is_named():
     assert list(simulated("after-pool").float_operations) == ["batch_norm (batch_norm)", "conv2d_1 (conv2d)"]
     assert simulated("conv").float_operations == {}
-    assert str(simulated("conv", "W4A8").scheme) == "W4A8"
 
 
 @pytest.mark.parametrize("weights", ["minmax", "mse"])

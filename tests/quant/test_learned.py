@@ -211,7 +211,7 @@ def test_blocks_in_a_row_answer_what_the_quantized_network_does(name):
     network = LearnedNetwork(module, parameters, where_rounded, 0.5)
     x = inputs(NETWORKS[name][1], 8, seed=2)
     with torch.no_grad():
-        expected = insert(module, parameters, QuantizationConfig(bits="W4A8").scheme).module(x)
+        expected = insert(module, parameters).module(x)
         blocks = find_blocks(module)
         value = network.quantized(blocks[0].input, x)
         for block in blocks:

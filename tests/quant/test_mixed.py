@@ -7,8 +7,7 @@ from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.fold import fold_batch_norms
-from dffg.quant.calibrate import observe, observed_tensors
-from dffg.quant.decide import simulate
+from dffg.quant.decide import look, simulate
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare
 from dffg.quant.sensitivity import FloatRun
@@ -24,12 +23,8 @@ def mixed(name, *, reduce_range=False, **options):
 
 
 def posed(name, count=8, **options):
-    network = captured(name)
-    module = prepare(fold_batch_norms(network))
-    images = [inputs(NETWORKS[name][1], count, seed=1)]
-    placement = place(module)
-    seen = observe(module, observed_tensors(placement), images)
-    return pose(module, placement, images, seen, network.spec, QuantizationConfig(bits="mixed", **options))
+    config = QuantizationConfig(bits="mixed", **options)
+    return pose(look(captured(name), [inputs(NETWORKS[name][1], count, seed=1)], config), config)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +65,6 @@ def test_the_quantized_network_keeps_within_the_budget(budget, limit, sensitivit
 
 def test_the_integers_have_the_chosen_widths():
     quantized = mixed("inverted-residual", budget="bits=3.5")
-    assert quantized.scheme is None
     for layer in quantized.layers:
         bits = quantized.mixed.widths.weights[layer.node]
         levels = quantized.module.get_buffer(f"{layer.node}_weight")

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from dffg.config import FinetuneConfig, QuantizationConfig, Rates, ReconstructionConfig
+from dffg.config import FinetuneConfig, Rates, ReconstructionConfig
 from dffg.graph import stored_tensor
 from dffg.quant.affine import dequantize
 from dffg.quant.blocks import find_blocks, joined, work_of
@@ -41,7 +41,7 @@ def error(name, parameters, images):
     """Relative error of the quantized network's answer on images that nothing learned from."""
     module, _ = start(name)
     expected = module(images)
-    answer = insert(module, parameters, QuantizationConfig(bits=BITS).scheme).module(images)
+    answer = insert(module, parameters).module(images)
     return float((answer - expected).square().sum() / expected.square().sum())
 
 

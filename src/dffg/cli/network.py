@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     """The network with its input as described, and notes for the report."""
     from dffg.models import load_model
+    from dffg.spec import DEFAULT_INPUT
 
     loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
     spec = describe_input(loaded.spec, options)
     given = loaded.spec is not None and loaded.spec.source != "default"
     if given or options["mean"] or options["std"] or options["bounds"]:
         return loaded, spec, (f"input normalization from {spec.source}", *loaded.notes)
-    note = "no --mean, --std or --bounds were given: assuming pixels in [0, 1] without normalization"
+    note = f"no --mean, --std or --bounds were given: assuming {DEFAULT_INPUT}"
     if not quiet:
         click.echo(f"dffg: {note}", err=True)
     return loaded, spec, (note, *loaded.notes)

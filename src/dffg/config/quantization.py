@@ -83,36 +83,28 @@ class QuantizationConfig:
             if bits is not None:
                 Scheme(bits, bits)
         self._check_target()
-        fill(self, "equalize", "auto" if self._narrows_activations else "none")
+        narrow = self.budget_kind == "bops" or self.input_bits < _FULL_BITS
+        fill(self, "equalize", "auto" if narrow else "none")
         check_choices(self)
         require(50 < self.percentile <= 100, f"percentile is {self.percentile}; choose a value above 50, up to 100.")
         require(1 <= self.norm <= 10, f"norm is {self.norm}; choose a power from 1 to 10.")
         require(self.sensitivity_images >= 1, f"sensitivity_images is {self.sensitivity_images}, not at least 1.")
 
-    @property
-    def _narrows_activations(self) -> bool:
-        if self.is_mixed:
-            return Budget.parse(str(self.budget)).kind == "bops" or self.activation_bits != _FULL_BITS
-        return self.scheme.activation_bits < _FULL_BITS
-
     def _check_target(self) -> None:
         weights = self.candidates if self.is_mixed else (self.scheme.weight_bits,)
-        kind = Budget.parse(str(self.budget)).kind if self.is_mixed else None
-        inputs = (
-            weights if kind == "bops" else (self.activation_bits if self.is_mixed else self.scheme.activation_bits,)
-        )
+        inputs = self.candidates if self.budget_kind == "bops" else (self.input_bits,)
         outer = () if self.first_last_bits is None else (self.first_last_bits,)
         for what, least, widths in (
             ("weights", self.runtime.weight_bits, (*weights, *outer)),
             ("activations", self.runtime.activation_bits, (*inputs, *outer, self.other_bits)),
         ):
-            bits = min(width for width in widths if width is not None)
+            bits = min(widths)
             require(
                 least <= bits,
                 f"{self.target} cannot run {what} of {bits} bits; choose {least} or more, or another target.",
             )
         require(
-            kind != "size" or self.runtime.packs,
+            self.budget_kind != "size" or self.runtime.packs,
             f"files for {self.target} store every weight in 8 bits, so no widths reach a size; give bops= or bits=.",
         )
 
@@ -124,13 +116,12 @@ class QuantizationConfig:
     def _check_mixed(self) -> None:
         if self.budget is None:
             raise InputError("bits mixed needs a budget; give one like size=0.5x, bops=0.25x or bits=4.")
-        kind = Budget.parse(self.budget).kind
-        fill(self, "activation_bits", _FULL_BITS)
         # A file stores weights in 2, 4 or 8 bits.
-        possible = (2, 4, 8) if kind == "size" else (2, 3, 4, 5, 6, 8)
+        possible = (2, 4, 8) if self.budget_kind == "size" else (2, 3, 4, 5, 6, 8)
+        fill(self, "activation_bits", _FULL_BITS)
         fill(self, "candidate_bits", ",".join(str(bits) for bits in possible if bits >= self.runtime.weight_bits))
-        for bits in (self.activation_bits, *self.candidates):
-            Scheme(bits, bits)  # type: ignore[arg-type]
+        for bits in (self.input_bits, *self.candidates):
+            Scheme(bits, bits)
 
     @property
     def is_mixed(self) -> bool:
@@ -141,6 +132,16 @@ class QuantizationConfig:
     def scheme(self) -> Scheme:
         """The bit widths, parsed; mixed bits have none."""
         return Scheme.parse(self.bits)
+
+    @property
+    def budget_kind(self) -> str | None:
+        """What a budget limits; None where bits are not mixed."""
+        return None if self.budget is None else Budget.parse(self.budget).kind
+
+    @property
+    def input_bits(self) -> int:
+        """Width of what layers read, where no budget chooses it."""
+        return self.scheme.activation_bits if self.activation_bits is None else self.activation_bits
 
     @property
     def label(self) -> str:

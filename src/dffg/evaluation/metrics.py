@@ -106,7 +106,7 @@ def why_broken(reference: Outputs, outputs: Outputs) -> str | None:
     if agreed < _MOST_BROKEN_AGREEMENT:
         return f"it agrees with the float network in {agreed:.0%} of the examples, which is chance"
     told_apart = _centred(reference)
-    if told_apart.any() and _power(_centred(outputs) - told_apart) >= _power(told_apart):
+    if told_apart.any() and power(_centred(outputs) - told_apart) >= power(told_apart):
         return "what tells the examples apart in its answer has as much noise as signal"
     return None
 
@@ -125,10 +125,11 @@ def kl_divergence(reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
 
 def sqnr_db(reference: Outputs, outputs: Outputs) -> float:
     """Signal to quantization noise ratio: 10 log10(sum reference^2 / sum (reference - outputs)^2)."""
-    return power_ratio_db(_power(reference), _power(reference.astype(np.float64) - outputs))
+    return power_ratio_db(power(reference), power(reference.astype(np.float64) - outputs))
 
 
-def _power(values: NDArray[np.floating[Any]]) -> float:
+def power(values: NDArray[np.floating[Any]]) -> float:
+    """Sum of the squares."""
     return float(np.square(values, dtype=np.float64).sum())
 
 

@@ -42,7 +42,7 @@ _GRAPH_OFFSET, _GRAPH_SIZE = slice(10, 14), slice(14, 18)
 
 def write(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
     """Write a quantized network."""
-    write_float(_in_torch_operators(quantized.module), spec, path)
+    write_float(quantized.module, spec, path)
 
 
 def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
@@ -69,8 +69,7 @@ def watch(quantized: Quantized, path: Path) -> Watch:
 
     XNNPACK shows nothing inside: the program is written once more with all integers as its results.
     """
-    module = _in_torch_operators(quantized.module)
-    nodes = nodes_by_name(module)
+    module, nodes = quantized.module, nodes_by_name(quantized.module)
     levels = [nodes[tensor.levels] for tensor in quantized.tensors]
     shown = with_output(module, [module.graph.output_node().args[0], *levels])  # type: ignore[list-item]
     spec = _spec_of(module)

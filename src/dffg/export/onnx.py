@@ -23,13 +23,14 @@ from torch.export import Dim
 from dffg.ends import examples, input_names, output_names, split_ends
 from dffg.errors import ExportError, first_line
 from dffg.export.packing import pack_weights
+from dffg.handover import INPUT_NAME
 from dffg.onnx_file import METADATA_KEY
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized, weight_name
 from dffg.spec import ImageSpec
 
 OPSET = 21
-INPUT_NAME, OUTPUT_NAME = "input", "output"
+OUTPUT_NAME = "output"
 ONNX_FILE = "model.onnx"
 _QUANTIZED_SUFFIX = "_quantized"
 _WHOLE_TYPES = ((0, 255), (-128, 127))

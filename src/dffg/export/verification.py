@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dffg.ends import columns
-from dffg.evaluation.metrics import agreement, power_ratio_db
+from dffg.evaluation.metrics import agreement, power, power_ratio_db
 from dffg.export import onnxruntime
 from dffg.export.runtime import Runtime
 from dffg.graph import Tap, nodes_by_name, stored_tensor
@@ -131,11 +131,7 @@ def _error(answer: NDArray[np.float32], written: NDArray[np.float32]) -> float:
 
 
 def _noise(plain: NDArray[np.float32], written: NDArray[np.float32], in_float: NDArray[np.float32]) -> float:
-    return _power(plain - in_float) / max(_power(written - in_float), 1e-30)
-
-
-def _power(outputs: NDArray[np.float32]) -> float:
-    return float(np.square(outputs, dtype=np.float64).sum())
+    return power(plain - in_float) / max(power(written - in_float), 1e-30)
 
 
 def _follow(

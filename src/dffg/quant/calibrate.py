@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from dffg.errors import InputError
 from dffg.graph import Tap, calls, copy_module
 from dffg.padding import absorb_padding
 from dffg.quant.affine import QParams, activation_qparams, signed_qparams
+from dffg.quant.moments import Moments
 from dffg.quant.placement import Placement, clip_bounds
 from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
 from dffg.quant.widths import BitWidths
@@ -26,6 +28,21 @@ from dffg.spec import ImageSpec
 _BEARABLE = 0.15
 # Times of what was seen that an answer may reach.
 _ROOM = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A folded float network and what calibration saw in it, before any width is chosen.
+
+    images: those that were looked at; a stream that is read by then where nothing else needs them.
+    """
+
+    float_module: fx.GraphModule
+    placement: Placement
+    moments: dict[str, Moments]
+    histograms: dict[str, Histogram]
+    images: Iterable[Tensor]
+    spec: ImageSpec
 
 
 def observed_tensors(placement: Placement) -> list[str]:

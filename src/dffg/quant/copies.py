@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from dffg.config import Budget, QuantizationConfig
+from dffg.config import QuantizationConfig
 from dffg.graph import WEIGHTED, calls, copy_module
 from dffg.quant.mixed import fixed_widths
 from dffg.quant.operators import COPY
@@ -23,7 +23,7 @@ def with_narrow_copies(module: fx.GraphModule, config: QuantizationConfig) -> fx
     module: a prepared graph. Where widths are chosen tensor by tensor, to fit a budget of bit operations, a tensor has
     one for all.
     """
-    if config.is_mixed and Budget.parse(str(config.budget)).kind == "bops":
+    if config.budget_kind == "bops":
         return module
     narrow = _narrow_layers(module, place(module, config.runtime), config)
     if not narrow:

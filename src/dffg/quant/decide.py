@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from dffg.captured import Captured
-from dffg.config import QuantizationConfig, Scheme
+from dffg.config import QuantizationConfig
 from dffg.fold import fold_with_records
 from dffg.memory import reused_memory
 from dffg.quant.affine import QParams
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
-from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
+from dffg.quant.calibrate import Seen, choose_ranges, observe, observed_tensors
 from dffg.quant.copies import with_narrow_copies
 from dffg.quant.divergence import divergence
 from dffg.quant.equalize import absorb_biases, equalize_weights, rescale_moments
@@ -22,11 +22,10 @@ from dffg.quant.equalize_activations import equalize_activations
 from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments, propagate
 from dffg.quant.parameters import Parameters, round_layers
-from dffg.quant.placement import Placement, place, prepare
-from dffg.quant.ranges import SOUGHT, Histogram
+from dffg.quant.placement import place, prepare
+from dffg.quant.ranges import SOUGHT
 from dffg.quant.simulate import Quantized, insert
 from dffg.quant.widths import BitWidths, uniform_widths, with_known_range
-from dffg.spec import ImageSpec
 
 _TRIAL_IMAGES = 32
 # Less than this share of the divergence is no accident of 32 images.
@@ -42,13 +41,12 @@ class Decided:
 
     float_module: fx.GraphModule
     parameters: Parameters
-    scheme: Scheme | None
     mixed: MixedPrecision | None
     equalized: str
 
     def insert(self) -> Quantized:
         """The quantized graph."""
-        return replace(insert(self.float_module, self.parameters, self.scheme), mixed=self.mixed)
+        return replace(insert(self.float_module, self.parameters), mixed=self.mixed)
 
 
 def simulate(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig | None = None) -> Quantized:
@@ -69,33 +67,14 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
         images = list(images)
         config = replace(config, equalize=choose_equalization(captured, images, config) if images else "none")
     seen = look(captured, images, config)
-    module, placement = seen.float_module, seen.placement
-    mixed = (
-        choose_widths(module, placement, images, seen.histograms, captured.spec, config) if config.is_mixed else None
-    )
-    widths = mixed.widths if mixed else uniform_widths(module, placement, config)
+    mixed = choose_widths(seen, config) if config.is_mixed else None
+    widths = mixed.widths if mixed else uniform_widths(seen.float_module, seen.placement, config)
     return Decided(
-        float_module=module,
+        float_module=seen.float_module,
         parameters=settle(seen, widths, config),
-        scheme=None if mixed else config.scheme,
         mixed=mixed,
         equalized=str(config.equalize),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A folded float network and what calibration saw in it, before any width is chosen.
-
-    images: those that were looked at; a stream that is read by then where nothing else needs them.
-    """
-
-    float_module: fx.GraphModule
-    placement: Placement
-    moments: dict[str, Moments]
-    histograms: dict[str, Histogram]
-    images: Iterable[Tensor]
-    spec: ImageSpec
 
 
 def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Seen:
@@ -152,14 +131,11 @@ def choose_equalization(captured: Captured, images: Sequence[Tensor], config: Qu
     Weights have 8 bits for that, since those of few bits are still to be learned. Normal values are assumed of what
     ReLU6 clips, which the images show to be right (MobileNetV2) or wrong (EfficientNet-Lite0).
     """
-    bits = config.activation_bits if config.is_mixed else config.scheme.activation_bits
-    assert bits is not None
     reference, _ = prepare_float(captured, replace(config, equalize="none"))
     chosen = torch.cat(list(images))[:_TRIAL_IMAGES]
-    apart = {}
+    apart, trial = {}, replace(config.at(8, config.input_bits), weight_rounding="nearest", bias_correction="none")
     for choice in ("none", "activations"):
-        trial = replace(config.at(8, bits), equalize=choice, weight_rounding="nearest", bias_correction="none")
-        module = simulate(captured, torch.split(chosen, len(images[0])), trial).module
+        module = simulate(captured, torch.split(chosen, len(images[0])), replace(trial, equalize=choice)).module
         with torch.no_grad():
             apart[choice] = float(divergence(reference(chosen), module(chosen)).mean())
     return "activations" if apart["activations"] < _CLEARLY * apart["none"] else "none"

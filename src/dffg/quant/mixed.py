@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +13,11 @@ from dffg.config import Budget, QuantizationConfig
 from dffg.graph import weight_of
 from dffg.quant.affine import QParams
 from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
-from dffg.quant.calibrate import choose_ranges
+from dffg.quant.calibrate import Seen, choose_ranges
 from dffg.quant.parameters import LayerParameters, round_layers
 from dffg.quant.placement import Placement
-from dffg.quant.ranges import Histogram
 from dffg.quant.sensitivity import MEASURES, Candidates, measure_inputs, measure_weights
 from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
-from dffg.spec import ImageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,61 +30,41 @@ class MixedPrecision:
     frontier: tuple[Allocation, ...]
 
 
-def choose_widths(
-    module: fx.GraphModule,
-    placement: Placement,
-    images: Iterable[Tensor],
-    histograms: dict[str, Histogram],
-    spec: ImageSpec,
-    config: QuantizationConfig,
-) -> MixedPrecision:
-    """The widths that fit `config.budget` with the least sensitivity.
-
-    images: all calibration batches; histograms: what calibration observed in them.
-    """
-    problem = pose(module, placement, images, histograms, spec, config)
+def choose_widths(seen: Seen, config: QuantizationConfig) -> MixedPrecision:
+    """The widths that fit `config.budget` with the least sensitivity."""
+    problem = pose(seen, config)
     chosen = allocate(problem, problem.budget.amount)
-    widths = complete_widths(chosen.widths, module, placement, config)
+    widths = complete_widths(chosen.widths, seen, config)
     return MixedPrecision(budget=problem.budget, widths=widths, chosen=chosen, frontier=frontier(problem))
 
 
-def complete_widths(
-    chosen: BitWidths, module: fx.GraphModule, placement: Placement, config: QuantizationConfig
-) -> BitWidths:
+def complete_widths(chosen: BitWidths, seen: Seen, config: QuantizationConfig) -> BitWidths:
     """Chosen widths, and those of everything that no budget chooses."""
-    fixed = fixed_widths(module, placement, config)
+    fixed = fixed_widths(seen.float_module, seen.placement, config)
     return BitWidths(weights=chosen.weights, activations={**fixed.activations, **chosen.activations})
 
 
-def pose(
-    module: fx.GraphModule,
-    placement: Placement,
-    images: Iterable[Tensor],
-    histograms: dict[str, Histogram],
-    spec: ImageSpec,
-    config: QuantizationConfig,
-) -> Problem:
+def pose(seen: Seen, config: QuantizationConfig) -> Problem:
     """Measure every candidate, on an even choice of the images.
 
     Inputs of layers are chosen with the weights where the budget is bit operations, and have `config.activation_bits`
     for others. Candidates are rounded and have ranges as in calibration; biases stay.
     """
-    layers, method = layer_sizes(module, placement), MEASURES[config.sensitivity]
-    weights = _weight_candidates(module, placement, config)
-    inputs = _input_candidates(module, placement, histograms, spec, config)
+    module, method = seen.float_module, MEASURES[config.sensitivity]
+    weights, inputs = _weight_candidates(seen, config), _input_candidates(seen, config)
     problem = Problem(
-        layers=layers,
+        layers=layer_sizes(module, seen.placement),
         weights=_unmeasured(weights),
         activations=_unmeasured(inputs),
         budget=Budget.parse(str(config.budget)),
     )
     # Before the minutes that measuring can take.
     require_possible(problem, problem.budget.amount)
-    chosen = evenly_chosen(torch.cat(list(images)), config.sensitivity_images)
+    chosen = evenly_chosen(torch.cat(list(seen.images)), config.sensitivity_images)
     problem = replace(problem, weights=measure_weights(module, chosen, weights, method))
-    if problem.budget.kind != "bops":
+    if config.budget_kind != "bops":
         return problem
-    return replace(problem, activations=measure_inputs(module, chosen, inputs, _readers(module, placement), method))
+    return replace(problem, activations=measure_inputs(module, chosen, inputs, _readers(seen), method))
 
 
 def _unmeasured(candidates: Candidates[Any]) -> Sensitivities:
@@ -96,8 +73,7 @@ def _unmeasured(candidates: Candidates[Any]) -> Sensitivities:
 
 def fixed_widths(module: fx.GraphModule, placement: Placement, config: QuantizationConfig) -> BitWidths:
     """Widths where nothing is chosen."""
-    assert config.activation_bits is not None
-    return uniform_widths(module, placement, config.at(config.candidates[-1], config.activation_bits))
+    return uniform_widths(module, placement, config.at(config.candidates[-1], config.input_bits))
 
 
 def layer_sizes(module: fx.GraphModule, placement: Placement) -> tuple[LayerSize, ...]:
@@ -122,38 +98,30 @@ def evenly_chosen(images: Tensor, count: int) -> Tensor:
     return images[torch.arange(count) * len(images) // count]
 
 
-def _readers(module: fx.GraphModule, placement: Placement) -> dict[str, list[fx.Node]]:
+def _readers(seen: Seen) -> dict[str, list[fx.Node]]:
+    """The layers by the tensor whose range their input has."""
     readers: dict[str, list[fx.Node]] = {}
-    for layer in quantized_layers(module):
-        readers.setdefault(input_tensor(layer, placement).name, []).append(layer)
+    for layer in quantized_layers(seen.float_module):
+        readers.setdefault(input_tensor(layer, seen.placement).name, []).append(layer)
     return readers
 
 
-def _weight_candidates(
-    module: fx.GraphModule, placement: Placement, config: QuantizationConfig
-) -> dict[str, dict[int, LayerParameters]]:
+def _weight_candidates(seen: Seen, config: QuantizationConfig) -> dict[str, dict[int, LayerParameters]]:
     found: dict[str, dict[int, LayerParameters]] = {}
     for uniform in _uniform(config):
-        widths = uniform_widths(module, placement, uniform)
-        for name, layer in round_layers(module, widths, uniform).items():
+        widths = uniform_widths(seen.float_module, seen.placement, uniform)
+        for name, layer in round_layers(seen.float_module, widths, uniform).items():
             found.setdefault(name, {})[layer.qparams.bits] = layer
     return found
 
 
-def _input_candidates(
-    module: fx.GraphModule,
-    placement: Placement,
-    histograms: dict[str, Histogram],
-    spec: ImageSpec,
-    config: QuantizationConfig,
-) -> dict[str, dict[int, QParams]]:
+def _input_candidates(seen: Seen, config: QuantizationConfig) -> dict[str, dict[int, QParams]]:
     """Ranges of the inputs of layers at every width they may have: one, unless the budget is bit operations."""
-    inputs = {input_tensor(layer, placement).name for layer in quantized_layers(module)}
-    is_chosen = Budget.parse(str(config.budget)).kind == "bops"
+    module, placement, inputs = seen.float_module, seen.placement, _readers(seen)
     possible = [uniform_widths(module, placement, uniform) for uniform in _uniform(config)]
     found: dict[str, dict[int, QParams]] = {}
-    for widths in possible if is_chosen else [fixed_widths(module, placement, config)]:
-        for name, qparams in choose_ranges(histograms, placement, spec, widths, config).items():
+    for widths in possible if config.budget_kind == "bops" else [fixed_widths(module, placement, config)]:
+        for name, qparams in choose_ranges(seen.histograms, placement, seen.spec, widths, config).items():
             if name in inputs:
                 found.setdefault(name, {})[qparams.bits] = qparams
     return found

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dffg.batch_norms import BatchNorm
 from dffg.fold import FoldRecord
-from dffg.graph import argument, aten, calls
+from dffg.graph import argument, aten, calls, pads_with_zeros
 from dffg.quant.operators import COPY
 from dffg.quant.placement import POOLS, clip_bounds
 
@@ -117,7 +117,7 @@ def _of_one(node: fx.Node, moments: Moments) -> Moments | None:
     ):
         return moments
     if calls(node, aten.pad.default):
-        return _padded(node, moments)
+        return _padded(node, moments) if pads_with_zeros(node) else None
     return _flattened(node, moments) if calls(node, *FLATTENING) else None
 
 
@@ -131,10 +131,8 @@ def _sum(first: Moments, second: Moments) -> Moments | None:
     return Moments(mean=first.mean + second.mean, std=torch.hypot(first.std, second.std))
 
 
-def _padded(node: fx.Node, moments: Moments) -> Moments | None:
+def _padded(node: fx.Node, moments: Moments) -> Moments:
     """Zeros at the borders are ignored; channels of zeros are counted."""
-    if argument(node, 2, "constant") != "constant" or argument(node, 3, 0):
-        return None
     sides, spatial = argument(node, 1), node.meta["val"].dim() - 2
     channels = tuple(sides[2 * spatial : 2 * spatial + 2]) or (0, 0)
     return Moments(mean=F.pad(moments.mean, channels), std=F.pad(moments.std, channels))

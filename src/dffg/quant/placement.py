@@ -32,6 +32,7 @@ from dffg.graph import (
     copy_module,
     is_stored,
     nodes_by_name,
+    pads_with_zeros,
 )
 from dffg.quant.operators import COPY, GLOBAL_AVERAGE_POOL
 from dffg.targets import ONNXRUNTIME, Target
@@ -147,9 +148,7 @@ def clip_bounds(node: Any) -> tuple[float, float] | None:
 
 def is_fused_padding(node: fx.Node) -> bool:
     """Whether this is a zero padding that only convolutions read."""
-    is_zero = calls(node, aten.pad.default) and argument(node, 2, "constant") == "constant" and not argument(node, 3, 0)
-    is_zero = is_zero or (calls(node, aten.constant_pad_nd.default) and not argument(node, 2, 0))
-    return is_zero and all(calls(user, *WEIGHTED) and user.args[0] is node for user in node.users)
+    return pads_with_zeros(node) and all(calls(user, *WEIGHTED) and user.args[0] is node for user in node.users)
 
 
 def _results_of_integer_operators(module: fx.GraphModule, target: Target) -> set[fx.Node]:

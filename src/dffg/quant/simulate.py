@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dffg.config import Scheme
 from dffg.ends import JOIN
 from dffg.graph import add_tensor, calls, copy_module, layer_name
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
@@ -48,8 +47,8 @@ class Quantized:
     """A network with integers in it, executable in torch; `module` holds exactly what is exported.
 
     float_module: the same network, folded, in float, with the same node names. tensors: in order of execution, one for
-    every QUANTIZE call of `module`. float_operations: what is computed in float, and why. scheme: None where bits are
-    mixed, and `mixed` says how they were chosen.
+    every QUANTIZE call of `module`. float_operations: what is computed in float, and why. mixed: how the widths were
+    chosen, where they were.
     """
 
     module: fx.GraphModule
@@ -57,11 +56,10 @@ class Quantized:
     tensors: tuple[QuantizedTensor, ...]
     layers: tuple[QuantizedLayer, ...]
     float_operations: dict[str, str]
-    scheme: Scheme | None
     mixed: MixedPrecision | None = None
 
 
-def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme | None) -> Quantized:
+def insert(float_module: fx.GraphModule, parameters: Parameters) -> Quantized:
     """Write scales, zero points and integer weights into a copy of the graph."""
     module = copy_module(float_module)
     placement = place(module, parameters.target)
@@ -84,7 +82,6 @@ def insert(float_module: fx.GraphModule, parameters: Parameters, scheme: Scheme 
         tensors=tensors,
         layers=tuple(layers),
         float_operations=in_float,
-        scheme=scheme,
     )
 
 
