@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dffg.cli.jobs_file import Job, read_jobs
 from dffg.cli.quantize import quantize
+from dffg.cli.recipe_file import recipe_parameters
 from dffg.errors import InputError
-from dffg.jobs import Job, read_jobs
-from dffg.recipe import recipe_parameters
 from tests import test_cli
 from tests.test_cli import MODULE, refused, run, tree
 

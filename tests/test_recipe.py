@@ -7,8 +7,8 @@ import json
 import click
 import pytest
 
+from dffg.cli.recipe_file import dump, read
 from dffg.errors import InputError
-from dffg.recipe import dump, read
 from tests import test_cli
 from tests.test_cli import QUICK, TINY, refused, run
 

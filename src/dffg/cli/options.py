@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+from dffg.cli.recipe_file import recipe_option, with_place
 from dffg.config import parse_bytes
 from dffg.errors import InputError
-from dffg.recipe import recipe_option, with_place
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
