@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 from dffg.batch import fitting, is_out_of_memory
 from dffg.calibration import Calibration, calibration_images, images_beside, noise_images
 from dffg.captured import Captured, capture
-from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.device import AUTO, device_named, moved
+from dffg.config import AUTO, LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.device import device_named, moved
 from dffg.errors import DffgError, InputError, first_line
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import Score, score
@@ -149,7 +149,7 @@ def finetune(
     target: str | None = None,
     spec: ImageSpec | None = None,
     input_shape: tuple[int, ...] | None = None,
-    seed: int = 0,
+    seed: int = SynthesisConfig.seed,
     device: str = AUTO,
     evaluation: Data | None = None,
     name: str | None = None,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from dffg.cli.recipe_file import recipe_option, with_place
-from dffg.config import parse_bytes
+from dffg.config import AUTO, parse_bytes
 from dffg.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -106,7 +106,7 @@ memory_option = click.option(
 
 device_option = click.option(
     "--device",
-    default="auto",
+    default=AUTO,
     show_default=True,
     help="What makes images and learns: cpu, cuda, or one of several like cuda:1; auto is cuda where there is one.",
 )

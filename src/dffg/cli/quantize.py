@@ -12,7 +12,7 @@ import click
 from dffg.cli.network import data_at, load
 from dffg.cli.options import config_options, device_option, memory_option, model_options, output_options, worker_options
 from dffg.cli.terminal import console_for, progress_on, says_what_is_kept, show_result, typed, workers_for
-from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.config import RECIPES, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -62,12 +62,18 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
     "--from", "quantized", required=True, type=click.Path(path_type=Path), help="Directory that quantize has written."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of training.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=RECIPES["best"]["finetune_steps"],
+    show_default=True,
+    help="Steps of training.",
+)
 @click.option(
     "--images", type=click.IntRange(min=1), help="Images to learn from  [default: those that lie beside the network]"
 )
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Runtime to write for  [default: the earlier one]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
+@click.option("--seed", type=int, default=SynthesisConfig.seed, show_default=True, help="Seed of every random choice.")
 @device_option
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
