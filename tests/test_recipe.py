@@ -216,6 +216,11 @@ def test_a_recipe_that_is_not_there_is_named(here, command, says):
     refused(run(command, *TINY, "--out", here / "refused.npz", "--recipe", "bset"), "there is no recipe 'bset'", says)
 
 
+def test_a_recipe_that_is_a_directory_is_said(here):
+    (here / "folder").mkdir()
+    refused(run("recipe", "show", "--recipe", "folder"), "folder cannot be read: Is a directory; give a YAML file")
+
+
 def test_without_a_model_the_model_is_asked_for(here):
     ended = run("quantize", "--recipe", written(here, "images: 8\n"), "--out", here / "refused")
     refused(ended, "Missing argument 'MODEL'")

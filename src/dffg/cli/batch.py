@@ -45,6 +45,10 @@ def batch(
         with progress_on(console) as view, workers_for(ray, workers, view) as elsewhere:
             failures = _run_jobs(missing, flags["force"], elsewhere, view)
     except (KeyboardInterrupt, StoppedError):
+        if flags["force"]:
+            raise StoppedError(
+                "interrupted; the same command makes every result anew, and without --force those that are missing."
+            ) from None
         done = sum(_is_there(out / name, command) for name, command in jobs.items())
         raise StoppedError(
             f"interrupted; {done} of {len(jobs)} jobs are done, and the same command goes on with the others."

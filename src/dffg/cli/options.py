@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,6 +113,16 @@ device_option = click.option(
 )
 
 
+def _address(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """Of what follows --ray, which may be the argument that was meant for another place."""
+    if text is not None and not re.fullmatch(r"local|auto|.+:\d+", text):
+        raise InputError(
+            f"--ray is followed by {text!r}, which is no address of a Ray cluster; give --ray at the end for all "
+            "processors of this machine, or --ray=auto or --ray=HOST:PORT for a cluster."
+        )
+    return text
+
+
 def _needs_ray(context: click.Context, _: click.Parameter, workers: int | None) -> int | None:
     if workers is not None and context.params["ray"] is None:
         raise InputError("--workers is given without --ray; give both, or neither.")
@@ -124,6 +135,7 @@ worker_options = _together(
         "--ray",
         is_flag=False,
         is_eager=True,
+        callback=_address,
         flag_value="local",
         metavar="[ADDRESS]",
         help="Run on all processors of this machine, or of the Ray cluster at ADDRESS (auto, or HOST:PORT).",
