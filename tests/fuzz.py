@@ -27,9 +27,10 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
-from dffg import recipe
 from dffg.archive import refuse_code
 from dffg.checkpoint import Checkpoint, refuse_other_work, sealed
+from dffg.cli import recipe_file
+from dffg.cli.jobs_file import read_jobs
 from dffg.cli.network import describe_input
 from dffg.cli.quantize import quantize
 from dffg.config import Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig, parse_bytes
@@ -37,7 +38,6 @@ from dffg.errors import DffgError
 from dffg.evaluation.data import load_data
 from dffg.fold import fold_batch_norms
 from dffg.images import SnapshotRecord, SyntheticSet
-from dffg.jobs import read_jobs
 from dffg.onnx_file import described
 from dffg.quant.decide import decide
 from dffg.quant.placement import prepare
@@ -50,7 +50,7 @@ from tests.networks import captured, small_conv
 Parse = Callable[[Any], Any]
 SHAPE = (1, 2, 2)
 SPEC = ImageSpec(shape=SHAPE)
-KNOWN = dict(recipe.recipe_parameters(quantize))
+KNOWN = dict(recipe_file.recipe_parameters(quantize))
 _numbers = st.one_of(
     st.integers().map(str),
     st.floats().map(repr),
@@ -281,7 +281,7 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
     "bounds": (_text(":", ".", "-", like="-1:2.5"), lambda text: ImageSpec(shape=(3, 2, 2), bounds=parse_bounds(text))),
     "inputs": (_INPUTS, lambda options: describe_input(None, options)),
     "options": (_OPTIONS, _configure),
-    "recipe.yaml": (_yaml(RECIPE), lambda content: recipe.read(_written("recipe.yaml", content), KNOWN)),
+    "recipe.yaml": (_yaml(RECIPE), lambda content: recipe_file.read(_written("recipe.yaml", content), KNOWN)),
     "jobs.yaml": (_yaml(JOBS), lambda content: read_jobs(_written("jobs.yaml", content), KNOWN)),
     "labels.csv": (
         _damaged(CSV)

@@ -693,6 +693,7 @@ def refused(ended: Ended, *parts: str) -> None:
 
 
 INPUT = ("--input", "3x16x16")
+TWO_INPUTS = (f"{MODULE}:TwoInputs", "--input", "3x16x16/3x16x16")
 BAD = {
     "no-batch-norm": ((f"{MODULE}:no_norm", *INPUT), "the network has no BatchNorm", "Real data (--calibration)"),
     "no-statistics": ((f"{MODULE}:no_statistics", *INPUT), "BatchNorm 1 has no running statistics", "real data"),
@@ -742,6 +743,13 @@ BAD = {
     "burn-in": ((*TINY, "--steps", "4", "--burn-in", "4"), "no snapshot would be kept"),
     "steps-text": ((*TINY, "--steps", "many"), "'many' is not a valid integer"),
     "schedule": ((*TINY, "--schedule", "wavy"), "'wavy' is not one of", "cosine"),
+    "ray-model": (("--ray", *TINY), f"--ray is followed by '{MODULE}:tiny', which is no address", "--ray at the end"),
+    "mean-inputs": ((*TWO_INPUTS, "--mean", "0.5/0.5/0.5"), "--mean 0.5/0.5/0.5 describes 3 inputs, and there are 2"),
+    "mean-of-second": (
+        (*TWO_INPUTS, "--mean", "0.5/0.5,0.5"),
+        "input 2 of 2, whose options are separated by slashes: mean (0.5, 0.5) does not fit 3 channels",
+    ),
+    "other-bits": ((*TINY, "--other-bits", "9"), "--other-bits is 9, and 9 bits are not supported; choose a width"),
     "option": ((*TINY, "--no-such-option"), "No such option"),
     "option-near": ((*TINY, "--imagess", "3"), "No such option", "--images"),
 }

@@ -207,9 +207,10 @@ def test_what_is_no_scheme_is_refused(text):
 
 
 @pytest.mark.parametrize("bits", [1, 9])
-def test_the_outer_layers_have_a_width_that_exists(bits):
-    with pytest.raises(InputError, match=f"{bits} bits are not supported"):
-        QuantizationConfig(first_last_bits=bits)
+@pytest.mark.parametrize("name", ["first_last_bits", "other_bits"])
+def test_a_width_that_does_not_exist_is_named(name, bits):
+    with pytest.raises(InputError, match=f"^{name} is {bits}, and {bits} bits are not supported"):
+        QuantizationConfig(**{name: bits})
 
 
 @pytest.mark.parametrize(

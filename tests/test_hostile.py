@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from dffg import recipe
 from dffg.checkpoint import Checkpoint, refuse_other_work, sealed
+from dffg.cli import recipe_file
+from dffg.cli.jobs_file import read_jobs
 from dffg.cli.quantize import quantize
 from dffg.errors import DffgError
 from dffg.evaluation.data import Data, load_data
 from dffg.fold import fold_batch_norms
 from dffg.images import SyntheticSet
-from dffg.jobs import read_jobs
 from dffg.models import load_model
 from dffg.pipeline import evaluate
 from dffg.quant.placement import prepare
@@ -107,8 +107,8 @@ PLACES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "images": ("images.npz", SyntheticSet.load),
     "parameters": ("parameters.npz", parameters),
     "report": ("report.json", load_report),
-    "recipe": ("recipe.yaml", lambda path: recipe.read(path, {})),
-    "jobs": ("jobs.yaml", lambda path: read_jobs(path, dict(recipe.recipe_parameters(quantize)))),
+    "recipe": ("recipe.yaml", lambda path: recipe_file.read(path, {})),
+    "jobs": ("jobs.yaml", lambda path: read_jobs(path, dict(recipe_file.recipe_parameters(quantize)))),
     "work": ("work.json", work),
     "checkpoint": ("chain-0.pt", checkpoint),
 }

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dffg.cli.jobs_file import Job, read_jobs
 from dffg.cli.quantize import quantize
+from dffg.cli.recipe_file import recipe_parameters
 from dffg.errors import InputError
-from dffg.jobs import Job, read_jobs
-from dffg.recipe import recipe_parameters
 from tests import test_cli
 from tests.test_cli import MODULE, refused, run, tree
 
@@ -95,6 +95,13 @@ def test_too_little_and_too_much_is_refused(tmp_path: Path) -> None:
         jobs_of(tmp_path, "#" * 1_000_001)
 
 
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    refused(run("batch", tmp_path / "no.yaml", "--out", tmp_path), "no.yaml cannot be read: No such file or directory;")
+    refused(run("batch", tmp_path, "--out", tmp_path), "cannot be read: Is a directory; give a YAML file")
+    (tmp_path / "jobs.yaml").write_bytes(b"\x00")
+    refused(run("batch", tmp_path / "jobs.yaml", "--out", tmp_path), "jobs.yaml is not a YAML file: it is not text")
+
+
 # Whole batches
 
 
@@ -172,6 +179,9 @@ def test_jobs_that_are_interrupted_say_how_many_are_done(
     ended = run("batch", "jobs.yaml", "--out", "stopped")
     assert ended.code == 130
     assert "interrupted; 1 of 4 jobs are done, and the same command goes on with the others" in ended.err
+    ended = run("batch", "jobs.yaml", "--out", "stopped", "--force")
+    assert ended.code == 130
+    assert "interrupted; the same command makes every result anew, and without --force those that are" in ended.err
 
 
 @pytest.mark.slow

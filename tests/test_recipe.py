@@ -7,8 +7,8 @@ import json
 import click
 import pytest
 
+from dffg.cli.recipe_file import dump, read
 from dffg.errors import InputError
-from dffg.recipe import dump, read
 from tests import test_cli
 from tests.test_cli import QUICK, TINY, refused, run
 
@@ -214,6 +214,11 @@ def test_the_line_is_not_named_where_the_command_line_is_wrong(here):
 )
 def test_a_recipe_that_is_not_there_is_named(here, command, says):
     refused(run(command, *TINY, "--out", here / "refused.npz", "--recipe", "bset"), "there is no recipe 'bset'", says)
+
+
+def test_a_recipe_that_is_a_directory_is_said(here):
+    (here / "folder").mkdir()
+    refused(run("recipe", "show", "--recipe", "folder"), "folder cannot be read: Is a directory; give a YAML file")
 
 
 def test_without_a_model_the_model_is_asked_for(here):

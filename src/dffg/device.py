@@ -11,10 +11,11 @@ import psutil
 import torch
 from torch import Tensor, fx, nn
 
+from dffg.config import AUTO
 from dffg.errors import InputError
 from dffg.graph import copy_module, is_stored, stored_tensor
 
-AUTO, CPU, CUDA = DEVICES = ("auto", "cpu", "cuda")
+CPU, CUDA = "cpu", "cuda"
 # Where images are kept, ranges are chosen and files are written, whatever computes.
 HOST = torch.device(CPU)
 
@@ -28,7 +29,7 @@ def device_named(name: str) -> torch.device:
         return HOST
     found = re.fullmatch(rf"{CUDA}(?::(\d{{1,4}}))?", name)
     if found is None:
-        raise InputError(f"unknown device {name!r}; choose {', '.join(DEVICES)}, or one of several like cuda:1.")
+        raise InputError(f"unknown device {name!r}; choose {AUTO}, {CPU}, {CUDA}, or one of several like cuda:1.")
     index, there = int(found[1] or 0), torch.cuda.device_count()
     if index >= there:
         raise InputError(f"there is no device {name}: torch finds {there} of this kind; leave --device out.")

@@ -14,14 +14,15 @@ from torch.export import ExportedProgram
 from dffg.batch import fitting, is_out_of_memory
 from dffg.calibration import Calibration, calibration_images, images_beside, noise_images
 from dffg.captured import Captured, capture
-from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.device import AUTO, device_named, moved
+from dffg.config import AUTO, LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.device import device_named, moved
 from dffg.errors import DffgError, InputError, first_line
-from dffg.evaluation.data import Data
+from dffg.evaluation.data import Data, check_folders
 from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for, runtime_of
 from dffg.export.verification import Ticks, no_ticks
 from dffg.finish import finish
+from dffg.onnx_file import output_names
 from dffg.output import file_hash
 from dffg.quant.decide import Decided, decide, prepare_float, with_ranges_from
 from dffg.quant.learning import LearningCallback, learn
@@ -149,7 +150,7 @@ def finetune(
     target: str | None = None,
     spec: ImageSpec | None = None,
     input_shape: tuple[int, ...] | None = None,
-    seed: int = 0,
+    seed: int = SynthesisConfig.seed,
     device: str = AUTO,
     evaluation: Data | None = None,
     name: str | None = None,
@@ -250,6 +251,7 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
         raise InputError(f"{path} is a directory; name the file in it, like {path / 'model.onnx'}.")
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
+    _refuse_several_outputs(path)
     try:
         (outputs,) = answers_of(runtime_for(path), [path], data, Clock(None, on_count).ticks)
     except DffgError:
@@ -261,7 +263,17 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
             f"{path} cannot be run on examples of shape {data.spec.shape} in batches: {first_line(error)}; give the "
             "shape that it takes by --input, and a file whose batch is not fixed."
         ) from error
+    check_folders(outputs.shape[1], data)
     return score(outputs, data.labels)
+
+
+def _refuse_several_outputs(path: Path) -> None:
+    names = output_names(path) if path.suffix == ".onnx" else []
+    if len(names) > 1:
+        raise InputError(
+            f"{path} has {len(names)} outputs ({', '.join(names)}), and top-1 is that of one; give a file whose only "
+            "output is the classes."
+        )
 
 
 def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:

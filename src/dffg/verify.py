@@ -13,7 +13,7 @@ from torch import Tensor
 from dffg.captured import Captured
 from dffg.ends import columns
 from dffg.errors import InputError
-from dffg.evaluation.data import Data
+from dffg.evaluation.data import Data, check_folders
 from dffg.evaluation.metrics import Accuracy, agreement, check_labels, compare, sqnr_db, why_broken
 from dffg.export.runtime import Runtime, latency_ms
 from dffg.export.verification import Ticks, layer_sqnr_db, match_simulation
@@ -96,6 +96,7 @@ def check_answer(captured: Captured, evaluation: Data | None) -> None:
         raise InputError("the evaluation data has no labels; load it with labelled=True.")
     if evaluation.spec.shape != captured.spec.shape:
         raise InputError(f"evaluation data has shape {evaluation.spec.shape}, the network takes {captured.spec.shape}.")
+    check_folders(int(shape[1]), evaluation)
     check_labels(int(shape[1]), evaluation.labels)
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dffg.errors import InputError
-from dffg.evaluation.data import fit_picture, load_data, read_picture
+from dffg.evaluation.data import check_folders, fit_picture, load_data, read_picture
 from dffg.spec import ImageSpec
 
 SPEC = ImageSpec(shape=(3, 8, 8))
@@ -151,8 +151,22 @@ def test_folder_per_class_is_numbered_alphabetically(tmp_path):
     (tmp_path / "cat" / "readme.txt").write_text("not a picture")
     data = load_data(tmp_path, SPEC, labelled=True)
     assert data.labels.tolist() == [0, 1, 1, 2]
+    assert [folder.name for folder in data.folders] == ["cat", "dog", "emu"]
     order = ["cat/9.png", "dog/1.jpg.png", "dog/2.png", "emu/deep/5.png"]
     np.testing.assert_array_equal(all_inputs(data), SPEC.from_uint8(np.stack([expected[name] for name in order])))
+
+
+def test_there_is_a_folder_for_every_class(tmp_path):
+    for name in ("cat/1.png", "emu/1.png", ".hidden/1.png"):
+        png(tmp_path / name)
+    data = load_data(tmp_path, SPEC, labelled=True)
+    for classes in (2, 4):
+        with pytest.raises(InputError, match=f"has 3 folders of classes .* and the network has {classes} classes"):
+            check_folders(classes, data)
+    check_folders(3, data)
+    (tmp_path / "dog").mkdir()
+    check_folders(4, load_data(tmp_path, SPEC, labelled=True))
+    check_folders(4, load_data(tmp_path, SPEC, labelled=False))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "bmp", "webp", "ppm", "tif", "tiff"])

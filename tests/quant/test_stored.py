@@ -34,8 +34,16 @@ def test_parameters_of_another_network_are_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a file of arrays"])
 def test_a_file_that_cannot_be_read_says_so(content, tmp_path):
     (tmp_path / "parameters.npz").write_bytes(content)
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match=r"cannot read what was decided: .* is not a readable \.npz file: .*; quan"):
         load_parameters(tmp_path / "parameters.npz", start("conv")[0])
+
+
+def test_an_array_that_is_missing_is_named(tmp_path):
+    module, parameters = start("conv")
+    kept = {name: value.numpy() for name, value in tensors_of(parameters).items() if not name.endswith("/scale")}
+    np.savez(tmp_path / "parameters.npz", **kept)
+    with pytest.raises(InputError, match=r"its arrays are not those that quantize writes \(no 'scale'\); quantize"):
+        load_parameters(tmp_path / "parameters.npz", module)
 
 
 def test_other_arrays_are_no_parameters(tmp_path):

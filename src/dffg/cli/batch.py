@@ -13,14 +13,14 @@ import click
 
 from dffg.cli.options import make, output_options, worker_options
 from dffg.cli.quantize import quantize
+from dffg.cli.recipe_file import recipe_parameters
 from dffg.cli.terminal import TYPED, VERIFICATION_FAILED, console_for, progress_on, workers_for
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, InputError, StoppedError
-from dffg.recipe import recipe_parameters
 
 if TYPE_CHECKING:
+    from dffg.cli.jobs_file import Job
     from dffg.distributed import Workers
-    from dffg.jobs import Job
 
 
 @click.command()
@@ -34,7 +34,7 @@ def batch(
     file: Path, out: Path, ray: str | None, workers: int | None, quiet: bool, as_json: bool, **flags: bool
 ) -> int:
     """Quantize many networks by many schemes, as FILE (YAML) says; what is there already is not made again."""
-    from dffg.jobs import read_jobs
+    from dffg.cli.jobs_file import read_jobs
     from dffg.report.terminal import render_batch
 
     known, flags = dict(recipe_parameters(quantize)), {name: flags[name] for name in ("trust", "force")}
@@ -45,6 +45,10 @@ def batch(
         with progress_on(console) as view, workers_for(ray, workers, view) as elsewhere:
             failures = _run_jobs(missing, flags["force"], elsewhere, view)
     except (KeyboardInterrupt, StoppedError):
+        if flags["force"]:
+            raise StoppedError(
+                "interrupted; the same command makes every result anew, and without --force those that are missing."
+            ) from None
         done = sum(_is_there(out / name, command) for name, command in jobs.items())
         raise StoppedError(
             f"interrupted; {done} of {len(jobs)} jobs are done, and the same command goes on with the others."

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dffg.cli.network import captured_from, describe_input, load
-from dffg.cli.options import config_options, model_options, output_options
+from dffg.cli.options import config_options, input_options, model_options, output_options
 from dffg.cli.terminal import console_for, progress_on
 from dffg.config import SynthesisConfig
 
@@ -18,13 +18,13 @@ from dffg.config import SynthesisConfig
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Labelled data: folder or .npz.")
-@click.option("--input", "input_shape", help="Shape of one input, where the file does not hold it.")
-@click.option("--mean", help="Per-channel mean, where the file does not hold it.")
-@click.option("--std", help="Per-channel standard deviation, where the file does not hold it.")
-@click.option("--bounds", help="Lowest and highest pixel or feature value, where the file does not hold them.")
+@input_options
 @output_options
 def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Measure the top-1 accuracy of FILE in its runtime: .onnx, .xml (OpenVINO), .pt2 (torch) or .pte (ExecuTorch)."""
+    """Measure the top-1 accuracy of FILE in its runtime: .onnx, .xml (OpenVINO), .pt2 (torch) or .pte (ExecuTorch).
+
+    Files of dffg hold what their input looks like; what is given here goes before it.
+    """
     from dffg.evaluation.data import load_data
     from dffg.export.runtimes import runtime_for
     from dffg.pipeline import evaluate as run

@@ -39,15 +39,25 @@ def describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpe
 
     names = ("input_shape", "mean", "std", "bounds")
     given = {name: str(options[name]).split("/") for name in names if options.get(name)}
-    inputs = list(known.inputs) if isinstance(known, JointSpec) else [known] * max(map(len, given.values()), default=1)
+    if known is None and "input_shape" not in given:
+        raise InputError("the shape of the input is unknown; give it with --input, like --input 3x224x224.")
+    inputs = list(known.inputs) if isinstance(known, JointSpec) else [known] * len(given.get("input_shape", [known]))
     for name, values in given.items():
         if len(values) not in (1, len(inputs)) or (name == "input_shape" and len(values) != len(inputs)):
-            option = name.removesuffix("_shape")
-            raise InputError(f"--{option} says {len(values)} things, and there are {len(inputs)} inputs.")
-    specs = [
-        _describe_one_input(part, {name: values[index % len(values)] for name, values in given.items()})
-        for index, part in enumerate(inputs)
-    ]
+            raise InputError(
+                f"--{name.removesuffix('_shape')} {options[name]} describes {len(values)} inputs, and there are "
+                f"{len(inputs)}; give one value for every input, separated by slashes."
+            )
+    specs = []
+    for index, part in enumerate(inputs):
+        own = {name: values[index % len(values)] for name, values in given.items()}
+        try:
+            specs.append(_describe_one_input(part, own))
+        except InputError as error:
+            if len(inputs) == 1:
+                raise
+            of_several = f"input {index + 1} of {len(inputs)}, whose options are separated by slashes"
+            raise InputError(f"{of_several}: {error}") from None
     return specs[0] if len(specs) == 1 else JointSpec.of(specs)
 
 
@@ -60,8 +70,6 @@ def _describe_one_input(known: ImageSpec | None, options: dict[str, Any]) -> Ima
             changes[name] = parse(options[name])
     if options.get("input_shape"):
         changes["shape"] = parse_shape(options["input_shape"])
-    if known is None and "shape" not in changes:
-        raise InputError("the shape of the input is unknown; give it with --input, like --input 3x224x224.")
     if changes.keys() - {"shape"}:
         changes["source"] = "the command line"
     if known is None:

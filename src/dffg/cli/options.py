@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from dffg.config import parse_bytes
+from dffg.cli.recipe_file import recipe_option, with_place
+from dffg.config import AUTO, parse_bytes
 from dffg.errors import InputError
-from dffg.recipe import recipe_option, with_place
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
@@ -71,20 +72,32 @@ def _settings(field: dataclasses.Field[Any]) -> dict[str, Any]:
     return {"type": kind, "default": None, "help": field.metadata["help"] + default}
 
 
-def model_options(command: Command) -> Command:
-    """The network and what its input looks like."""
-    for option in (
-        click.option("--trust", is_flag=True, help="Allow a .pt2 file with pickled content, which can run code."),
-        click.option("--bounds", help="Lowest and highest pixel or feature value, like 0:1 or -130:30."),
-        click.option("--std", help="Per-channel standard deviation, like 0.229,0.224,0.225."),
-        click.option("--mean", help="Per-channel mean, like 0.485,0.456,0.406."),
-        click.option("--input", "input_shape", help="Shape of one input, like 3x224x224; of several, 3x224x224/8."),
-        click.option("--weights", type=click.Path(path_type=Path), help="Weights: .safetensors, or .pth of tensors."),
-        click.argument("model"),
-    ):
-        command = option(command)
-    return command
+def _together(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Several options as one, in the order in which --help lists them."""
 
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# What an input looks like.
+input_options = _together(
+    click.option("--input", "input_shape", help="Shape of one input, like 3x224x224; of several, 3x224x224/8."),
+    click.option("--mean", help="Per-channel mean, like 0.485,0.456,0.406."),
+    click.option("--std", help="Per-channel standard deviation, like 0.229,0.224,0.225."),
+    click.option("--bounds", help="Lowest and highest pixel or feature value, like 0:1 or -130:30."),
+)
+
+# The network and what its input looks like.
+model_options = _together(
+    click.argument("model"),
+    click.option("--weights", type=click.Path(path_type=Path), help="Weights: .safetensors, or .pth of tensors."),
+    input_options,
+    click.option("--trust", is_flag=True, help="Allow a .pt2 file with pickled content, which can run code."),
+)
 
 memory_option = click.option(
     "--memory-limit",
@@ -92,35 +105,22 @@ memory_option = click.option(
     help="Most memory for a step of synthesis, like 2GB; batches are halved to fit  [default: what is available]",
 )
 
-
 device_option = click.option(
     "--device",
-    default="auto",
+    default=AUTO,
     show_default=True,
     help="What makes images and learns: cpu, cuda, or one of several like cuda:1; auto is cuda where there is one.",
 )
 
 
-def worker_options(command: Command) -> Command:
-    """Where tasks run."""
-    for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            callback=_needs_ray,
-            help="With --ray: tasks at once  [default: all processors]",
-        ),
-        click.option(
-            "--ray",
-            is_flag=False,
-            is_eager=True,
-            flag_value="local",
-            metavar="[ADDRESS]",
-            help="Run on all processors of this machine, or of the Ray cluster at ADDRESS (auto, or HOST:PORT).",
-        ),
-    ):
-        command = option(command)
-    return command
+def _address(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """Of what follows --ray, which may be the argument that was meant for another place."""
+    if text is not None and not re.fullmatch(r"local|auto|.+:\d+", text):
+        raise InputError(
+            f"--ray is followed by {text!r}, which is no address of a Ray cluster; give --ray at the end for all "
+            "processors of this machine, or --ray=auto or --ray=HOST:PORT for a cluster."
+        )
+    return text
 
 
 def _needs_ray(context: click.Context, _: click.Parameter, workers: int | None) -> int | None:
@@ -129,12 +129,28 @@ def _needs_ray(context: click.Context, _: click.Parameter, workers: int | None) 
     return workers
 
 
-def output_options(command: Command) -> Command:
-    """How much is printed, and how errors are shown."""
-    for option in (
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table."),
-        click.option("--quiet", is_flag=True, help="Print nothing but errors."),
-    ):
-        command = option(command)
-    return command
+# Where tasks run.
+worker_options = _together(
+    click.option(
+        "--ray",
+        is_flag=False,
+        is_eager=True,
+        callback=_address,
+        flag_value="local",
+        metavar="[ADDRESS]",
+        help="Run on all processors of this machine, or of the Ray cluster at ADDRESS (auto, or HOST:PORT).",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        callback=_needs_ray,
+        help="With --ray: tasks at once  [default: all processors]",
+    ),
+)
+
+# How much is printed, and how errors are shown.
+output_options = _together(
+    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dffg.cli.network import data_at, load
 from dffg.cli.options import config_options, device_option, memory_option, model_options, output_options, worker_options
 from dffg.cli.terminal import console_for, progress_on, says_what_is_kept, show_result, typed, workers_for
-from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
+from dffg.config import RECIPES, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.targets import TARGETS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dffg.report.progress import ProgressView
 
 
 @click.command()
@@ -31,39 +38,20 @@ from dffg.targets import TARGETS
 @config_options(SynthesisConfig)
 def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Quantize MODEL without data; write a verified file with a report."""
-    from dffg.output import check_directory
-
     console = console_for(quiet, as_json)
-    quantization, synthesis = options["QuantizationConfig"], options["SynthesisConfig"]
-    check_directory(out, force=force)
-    with progress_on(console) as view:
-        view.stage("load")
-        loaded, spec, notes = load(options, quiet)
-        calibration = data_at(options["calibration"], spec, labelled=False)
-        evaluation = data_at(options["evaluation"], spec, labelled=True)
+    with _run_on(console, out, force, options) as (view, common):
+        calibration = data_at(options["calibration"], common["spec"], labelled=False)
         from dffg.pipeline import quantize as run
 
-        with says_what_is_kept(out), workers_for(options["ray"], options["workers"], view) as workers:
+        with workers_for(options["ray"], options["workers"], view) as workers:
             result = run(
-                loaded.model,
-                out,
-                spec=spec,
-                synthesis=synthesis,
-                quantization=quantization,
+                synthesis=options["SynthesisConfig"],
+                quantization=options["QuantizationConfig"],
                 learning=options["LearningConfig"],
                 calibration=calibration,
-                evaluation=evaluation,
                 memory_limit=options["memory_limit"],
-                device=options["device"],
                 workers=workers,
-                name=loaded.name,
-                command=typed(),
-                notes=notes,
-                force=force,
-                on_stage=view.stage,
-                on_count=view.update_count,
-                progress=view.update,
-                learning_progress=view.update_learning,
+                **common,
             )
     return show_result(result, console, quiet, as_json)
 
@@ -74,12 +62,18 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
     "--from", "quantized", required=True, type=click.Path(path_type=Path), help="Directory that quantize has written."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of training.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=RECIPES["best"]["finetune_steps"],
+    show_default=True,
+    help="Steps of training.",
+)
 @click.option(
     "--images", type=click.IntRange(min=1), help="Images to learn from  [default: those that lie beside the network]"
 )
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Runtime to write for  [default: the earlier one]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
+@click.option("--seed", type=int, default=SynthesisConfig.seed, show_default=True, help="Seed of every random choice.")
 @device_option
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
@@ -97,35 +91,36 @@ def finetune(
     **options: Any,
 ) -> int:
     """Train a quantized MODEL on synthetic images, with its float network as the teacher."""
+    console = console_for(quiet, as_json)
+    with _run_on(console, out, force, options) as (_, common):
+        from dffg.pipeline import finetune as run
+
+        result = run(quantized=quantized, steps=steps, images=images, target=target, seed=seed, **common)
+    return show_result(result, console, quiet, as_json)
+
+
+@contextmanager
+def _run_on(
+    console: Console, out: Path, force: bool, options: dict[str, Any]
+) -> Iterator[tuple[ProgressView, dict[str, Any]]]:
+    """Progress, and what every run is given; an interruption within says what is kept."""
     from dffg.output import check_directory
 
-    console = console_for(quiet, as_json)
     check_directory(out, force=force)
     with progress_on(console) as view:
         view.stage("load")
-        loaded, spec, notes = load(options, quiet)
-        evaluation = data_at(options["evaluation"], spec, labelled=True)
-        from dffg.pipeline import finetune as run
-
+        loaded, spec, notes = load(options, console.quiet)
+        common = {
+            "model": loaded.model,
+            "out": out,
+            "spec": spec,
+            "evaluation": data_at(options["evaluation"], spec, labelled=True),
+            "device": options["device"],
+            "name": loaded.name,
+            "command": typed(),
+            "notes": notes,
+            "force": force,
+            **view.listeners,
+        }
         with says_what_is_kept(out):
-            result = run(
-                loaded.model,
-                quantized,
-                out,
-                steps=steps,
-                images=images,
-                target=target,
-                spec=spec,
-                seed=seed,
-                device=options["device"],
-                evaluation=evaluation,
-                name=loaded.name,
-                command=typed(),
-                notes=notes,
-                force=force,
-                on_stage=view.stage,
-                on_count=view.update_count,
-                progress=view.update,
-                learning_progress=view.update_learning,
-            )
-    return show_result(result, console, quiet, as_json)
+            yield view, common

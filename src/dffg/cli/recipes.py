@@ -10,8 +10,8 @@ import click
 
 from dffg.cli.options import make
 from dffg.cli.quantize import quantize
+from dffg.cli.recipe_file import dump, recipe_parameters
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.recipe import dump, recipe_parameters
 
 
 @click.group()

@@ -10,10 +10,10 @@ import click
 
 from dffg.cli.network import captured_from, load
 from dffg.cli.options import config_options, device_option, memory_option, model_options, output_options, worker_options
+from dffg.cli.recipe_file import recipe_option
 from dffg.cli.terminal import console_for, progress_on, says_what_is_kept, workers_for
 from dffg.config import ArrayConfig, SynthesisConfig
 from dffg.errors import InputError
-from dffg.recipe import recipe_option
 
 if TYPE_CHECKING:
     from dffg.images import SyntheticSet

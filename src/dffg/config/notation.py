@@ -1,4 +1,4 @@
-"""What is written of bit widths, sizes and budgets: W4A8, 800MB, size=0.5x."""
+"""What is written of devices, bit widths, sizes and budgets: auto, W4A8, 800MB, size=0.5x."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from dffg.config.options import require
 from dffg.errors import InputError
 
+# The device, where none is named: CUDA where there is one.
+AUTO = "auto"
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 # No digit can be read in two ways, which for a long row of them would take for ever, and no amount is infinite.
 _AMOUNT = r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})"

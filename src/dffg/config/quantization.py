@@ -79,9 +79,10 @@ class QuantizationConfig:
             Scheme.parse(self.bits)
             for name in _MIXED_OPTIONS:
                 require(getattr(self, name) is None, f"{name} is given, and bits is {self.bits}; it needs bits mixed.")
-        for bits in (self.first_last_bits, self.other_bits):
-            if bits is not None:
-                Scheme(bits, bits)
+        for name in ("first_last_bits", "other_bits"):
+            bits = getattr(self, name)
+            wrong = f"{name} is {bits}, and {bits} bits are not supported; choose a width from 2 to 8."
+            require(bits is None or 2 <= bits <= _FULL_BITS, wrong)
         self._check_target()
         narrow = self.budget_kind == "bops" or self.input_bits < _FULL_BITS
         fill(self, "equalize", "auto" if narrow else "none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ _NUMBERS = "biuf"
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A readable set of real examples. `labels` is None where there are none. Pictures are decoded batch by batch."""
+    """A readable set of real examples. `labels` is None where there are none. Pictures are decoded batch by batch.
+
+    folders: one for every class in their order, where the labels are told by them.
+    """
 
     source: Sequence[Path] | Pixels | Array
     labels: Labels | None
     spec: ImageSpec
+    folders: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -49,7 +53,7 @@ class Data:
     def first(self, count: int) -> Data:
         """The first `count` examples."""
         labels = None if self.labels is None else self.labels[:count]
-        return Data(source=self.source[:count], labels=labels, spec=self.spec)
+        return replace(self, source=self.source[:count], labels=labels)
 
     def _inputs(self, start: int, stop: int) -> Array:
         part = self.source[start:stop]
@@ -61,10 +65,10 @@ class Data:
 def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
     """Open a folder or file of real examples.
 
-    A folder holds `labels.csv` (columns `file` and `label`), or one sub-folder per class (classes are numbered in
-    alphabetical order), or, where no labels are needed, pictures at any depth. An `.npz` holds `images` (uint8 pixels,
-    N,C,H,W) or `features` (float network inputs, as they are), and `labels`; for a network of several inputs, `input0`,
-    `input1` and so on, each of them pixels or network inputs.
+    A folder holds `labels.csv` (columns `file` and `label`), or one sub-folder for every class of the network (classes
+    are numbered in alphabetical order), or, where no labels are needed, pictures at any depth. An `.npz` holds `images`
+    (uint8 pixels, N,C,H,W) or `features` (float network inputs, as they are), and `labels`; for a network of several
+    inputs, `input0`, `input1` and so on, each of them pixels or network inputs.
     """
     path = Path(path)
     if not path.exists():
@@ -76,6 +80,20 @@ def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
     if labelled and data.labels is None:
         raise InputError(f"{path} has no labels; add labels.csv with columns file,label, or `labels` in the .npz.")
     return data
+
+
+def check_folders(classes: int, data: Data) -> None:
+    """Raises InputError where classes are told by folders, and these are not those of a network with so many classes.
+
+    With some of them missing, those that are there would be numbered as if they were the first.
+    """
+    if data.folders and classes not in (1, len(data.folders)):
+        first, last = data.folders[0], data.folders[-1]
+        raise InputError(
+            f"{first.parent} has {len(data.folders)} folders of classes ({first.name} to {last.name}), and the network "
+            f"has {classes} classes; they are numbered in alphabetical order, so give a folder for every class, empty "
+            "where there are no pictures, or labels.csv with columns file,label."
+        )
 
 
 def read_picture(path: Path, spec: ImageSpec) -> Pixels:
@@ -118,7 +136,8 @@ def _load_folder(folder: Path, spec: ImageSpec, labelled: bool) -> Data:
     if not classes or not labelled:
         return Data(source=_pictures(folder), labels=None, spec=spec)
     files = [(path, index) for index, entry in enumerate(classes) for path in _pictures(entry)]
-    return Data(source=[path for path, _ in files], labels=_labels([label for _, label in files]), spec=spec)
+    labels = _labels([label for _, label in files])
+    return Data(source=[path for path, _ in files], labels=labels, spec=spec, folders=tuple(classes))
 
 
 def _load_csv(folder: Path, spec: ImageSpec) -> Data:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from dffg.errors import InputError
+from dffg.errors import InputError, first_line
 from dffg.graph import nodes_by_name, weight_of
 from dffg.images import read_npz
 from dffg.quant.affine import QParams
@@ -53,8 +53,13 @@ def load_parameters(path: Path, module: fx.GraphModule, target: Target = ONNXRUN
             layers={name: _to_layer(part) for name, part in _parts(stored, _LAYER).items()},
             target=target,
         )
-    except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"cannot read {path}, which quantize writes: {error}.") from error
+    except InputError as error:
+        raise InputError(f"cannot read what was decided: {error}; quantize the network again.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise InputError(
+            f"cannot read {path}: its arrays are not those that quantize writes ({reason}); quantize the network again."
+        ) from error
     if not _fits(parameters, module):
         raise InputError(f"{path} is of another network, or of the same with other options; give the one it came from.")
     return parameters

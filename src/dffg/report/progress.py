@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -38,6 +38,16 @@ class ProgressView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    @property
+    def listeners(self) -> dict[str, Any]:
+        """The callbacks that a run of `dffg.pipeline` takes."""
+        return {
+            "on_stage": self.stage,
+            "on_count": self.update_count,
+            "progress": self.update,
+            "learning_progress": self.update_learning,
+        }
 
     def stage(self, name: str) -> None:
         """Show that another stage has begun."""

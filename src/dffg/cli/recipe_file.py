@@ -104,7 +104,7 @@ def _take(context: click.Context, given: tuple[str, ...], names: tuple[str, ...]
         if value in names:
             chosen = value
             continue
-        if not Path(value).is_file():
+        if not Path(value).exists():
             raise InputError(f"there is no recipe {value!r}; give {' or '.join(('a YAML file', *names))}.")
         found = read(Path(value), _known(context))
         context.meta.setdefault(_PLACES, {}).update({name: place for name, (_, place) in found.items()})
@@ -132,8 +132,11 @@ def compose(path: Path) -> Node | None:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: this is not YAML: {error.problem}.") from error
-    except (OSError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path} is not a readable YAML file: {type(error).__name__}.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give a YAML file.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else "it is not text"
+        raise InputError(f"{path} is not a YAML file: {reason}.") from error
     return root
 
 

@@ -5,8 +5,8 @@
     schemes:  [W8A8, {bits: W4A4, first-last-bits: 8}] # every model by every scheme
     jobs:     [{model: net.onnx, target: openvino}]    # and single ones
 
-An entry is a recipe (`recipe.py`), or, in short, the name of a network or the bits of a scheme. `name`, which any entry
-may have, names the directory of a result. Paths are relative to the file.
+An entry is a recipe (`recipe_file.py`), or, in short, the name of a network or the bits of a scheme. `name`, which any
+entry may have, names the directory of a result. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dffg.cli.recipe_file import compose, entries, pairs, place_of, read_pairs
 from dffg.errors import InputError
-from dffg.recipe import compose, entries, pairs, place_of, read_pairs
 
 if TYPE_CHECKING:
     from yaml import Node
