@@ -35,8 +35,8 @@ from benchmarks import (
 )
 from benchmarks.networks import NETWORKS
 from dffg.cli.options import worker_options
-from dffg.device import CPU, device_named
-from dffg.distributed import Workers, ray_workers
+from dffg.machine.device import CPU, device_named
+from dffg.machine.distributed import Workers, ray_workers
 from dffg.targets import TARGETS
 
 TABLE = "efficientnet_lite0,mobilenet_v2,cifar10_resnet20,kws_dscnn"

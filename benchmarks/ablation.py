@@ -15,14 +15,14 @@ import torch
 from benchmarks import cells, records, variants
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.simulated import BATCH, Simulated, quantizer
-from dffg.captured import Captured
-from dffg.chain import chain_generator, method_of, run_chain
 from dffg.config import SynthesisConfig
 from dffg.config.synthesis import LEARNING_DEFAULTS
-from dffg.distributed import Workers
 from dffg.evaluation.metrics import kl_divergence
+from dffg.graph.captured import Captured
+from dffg.machine.distributed import Workers
 from dffg.spec import Array
-from dffg.synthesis import snapshots
+from dffg.synthesis.chain import chain_generator, method_of, run_chain
+from dffg.synthesis.synthesize import snapshots
 
 SUITE = "ablation"
 BASE = "exact matching"

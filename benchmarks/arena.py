@@ -19,14 +19,14 @@ from benchmarks import cells, records
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.peers import mct
 from benchmarks.simulated import BATCH, Simulated, quantizer
-from dffg.captured import Captured
 from dffg.config import SynthesisConfig
-from dffg.distributed import Workers
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import compare
-from dffg.snapshots import passes_per_chain, snapshots_per_chain
+from dffg.graph.captured import Captured
+from dffg.machine.distributed import Workers
 from dffg.spec import Array, ImageSpec
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.snapshots import passes_per_chain, snapshots_per_chain
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "arena"
 COUNT = 64

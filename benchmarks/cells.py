@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from benchmarks import records
-from dffg.distributed import Workers
+from dffg.machine.distributed import Workers
 
 Row = dict[str, Any]
 Shared = TypeVar("Shared")

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.networks import load_benchmarks
-from dffg.captured import capture
-from dffg.chain import run_chain
 from dffg.config import SynthesisConfig
+from dffg.graph.captured import capture
+from dffg.synthesis.chain import run_chain
 
 NETWORK = "efficientnet_lite0"
 SHOWN_STEPS = (0, 2, 4, 8, 12, 15)

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from benchmarks import ablation, cells, records
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.simulated import BATCH, Simulated
-from dffg.captured import Captured
-from dffg.chain import Visit, method_of, run_chain
 from dffg.config import SynthesisConfig
-from dffg.distributed import Workers
-from dffg.graph import WEIGHTED, calls, with_output
-from dffg.probe import Probe
+from dffg.graph.captured import Captured
+from dffg.graph.nodes import WEIGHTED, calls, with_output
+from dffg.machine.distributed import Workers
 from dffg.spec import Array
-from dffg.synthesis import snapshots
-from dffg.variability import GradientAt, Variability, VariabilityOptions
+from dffg.synthesis.chain import Visit, method_of, run_chain
+from dffg.synthesis.probe import Probe
+from dffg.synthesis.synthesize import snapshots
+from dffg.synthesis.variability import GradientAt, Variability, VariabilityOptions
 
 SUITE = "diversity"
 COUNT = 64

@@ -21,9 +21,9 @@ from benchmarks.int8 import OURS
 from benchmarks.lowbits import RECONSTRUCTION, Budget, Prepared, key, learn, synthesis
 from benchmarks.networks import REAL, load_benchmarks
 from benchmarks.tables import Records, is_timed_beside_others, latest, mean_and_deviation, spread
-from dffg.device import HOST
+from dffg.machine.device import HOST
 from dffg.spec import Array
-from dffg.synthesis import Progress, synthesize_set
+from dffg.synthesis.synthesize import Progress, synthesize_set
 
 SUITE = "effort"
 BITS = "W4A4"

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks import records
 from benchmarks.networks import DsCnn, data_folder
 from benchmarks.tables import latest
-from dffg.weights import load_weights
+from dffg.models.weights import load_weights
 
 SUITE = "families"
 _ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from benchmarks import arena_tables, effort, mixed, records
 from benchmarks.networks import REAL
 from benchmarks.step_tables import steps
 from benchmarks.tables import mean_and_deviation
-from dffg.device import CPU
+from dffg.machine.device import CPU
 
 THEMES = {
     "light": {"text": "#24292f", "grid": "#d0d7de", "ours": "#cf222e", "real": "#1a7f37", "noise": "#6e7781"},

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dffg import chain
 from dffg.cli.main import main
-from dffg.objective import Objective
+from dffg.synthesis import chain
+from dffg.synthesis.objective import Objective
 
 
 def run(mark: Path) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
-from dffg.captured import capture
 from dffg.config import SynthesisConfig
-from dffg.memory import reused_memory
-from dffg.synthesis import synthesize
+from dffg.graph.captured import capture
+from dffg.machine.memory import reused_memory
+from dffg.synthesis.synthesize import synthesize
 
 SUITE = "growth"
 

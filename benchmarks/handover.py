@@ -14,18 +14,18 @@ import onnx
 
 from benchmarks import int8, latency, records, tables
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
-from dffg.captured import Captured, capture
 from dffg.config import SynthesisConfig
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_float
 from dffg.export.runtimes import runtime_for
-from dffg.fold import fold_batch_norms
+from dffg.graph.captured import Captured, capture
+from dffg.graph.fold import fold_batch_norms
 from dffg.handover import INPUT_NAME, nncf_dataset
 from dffg.images import SyntheticSet
 from dffg.quant.placement import prepare
 from dffg.report.environment import package_version
 from dffg.spec import Array
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "handover"
 

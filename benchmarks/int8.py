@@ -14,17 +14,17 @@ import torch
 
 from benchmarks import cells
 from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
-from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
-from dffg.distributed import Workers
 from dffg.evaluation.metrics import agreement, compare
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
 from dffg.export.verification import match_simulation
+from dffg.graph.captured import Captured, capture
+from dffg.machine.distributed import Workers
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "int8"
 COUNT = 64

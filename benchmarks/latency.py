@@ -13,15 +13,15 @@ import torch
 
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
-from dffg.captured import capture
 from dffg.config import SynthesisConfig
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import session
+from dffg.graph.captured import capture
 from dffg.handover import INPUT_NAME, calibration_reader
 from dffg.images import SyntheticSet
 from dffg.quant.decide import simulate
 from dffg.spec import Array
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "latency"
 

@@ -22,20 +22,21 @@ from benchmarks import records
 from benchmarks.cells import measure as measure_cells
 from benchmarks.int8 import LAYERWISE_IMAGES, OURS
 from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
-from dffg.captured import Captured, capture
 from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig, SynthesisConfig
-from dffg.device import HOST, described, moved
-from dffg.distributed import Workers
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels, run
 from dffg.export.verification import match_simulation
+from dffg.graph.captured import Captured, capture
+from dffg.graph.nodes import moved
+from dffg.machine.device import HOST, described
+from dffg.machine.distributed import Workers
 from dffg.quant.decide import Decided, decide
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "lowbits"
 OUTER_BITS = 8

@@ -8,7 +8,7 @@ from benchmarks import claims, lowbits, records
 from benchmarks.int8 import OURS
 from benchmarks.networks import REAL
 from benchmarks.tables import Records, is_timed_beside_others, latest, spread, unique
-from dffg.device import CPU
+from dffg.machine.device import CPU
 
 _NONE = "-"
 

@@ -20,8 +20,8 @@ from benchmarks.lowbits import Prepared
 from benchmarks.networks import load_benchmarks
 from benchmarks.tables import Records, latest, mean_and_deviation, spread, unique
 from dffg.config import QuantizationConfig, SynthesisConfig
-from dffg.device import HOST
-from dffg.distributed import Workers
+from dffg.machine.device import HOST
+from dffg.machine.distributed import Workers
 from dffg.quant.allocation import Problem, allocate
 from dffg.quant.calibrate import Seen
 from dffg.quant.decide import look, settle
@@ -29,7 +29,7 @@ from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
 from dffg.quant.simulate import insert
 from dffg.quant.widths import uniform_widths, with_known_range
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "mixed"
 IMAGES = 64

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from dffg.errors import DffgError, InputError
 from dffg.evaluation.data import Data, load_data
-from dffg.models import load_model
+from dffg.models.load import load_model
+from dffg.models.weights import load_weights
 from dffg.spec import Array, ImageSpec
-from dffg.weights import load_weights
 
 REAL = "real images"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -13,21 +13,21 @@ import torch
 
 from benchmarks import int8, latency, records, tables
 from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
-from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import open_file
 from dffg.export.runtime import latency_ms
-from dffg.fold import fold_batch_norms
+from dffg.graph.captured import Captured, capture
+from dffg.graph.fold import fold_batch_norms
 from dffg.images import SyntheticSet
-from dffg.processor import adds_in_16_bits
+from dffg.machine.processor import adds_in_16_bits
 from dffg.quant.decide import simulate
 from dffg.quant.placement import prepare
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "overflow"
 FLOAT, ELSEWHERE = "float", ", where nothing overflows"

@@ -10,11 +10,11 @@ from tests.digits import SPEC, Digits, DigitsTransformer, train_digits
 
 from benchmarks import records
 from benchmarks.tables import latest, spread
-from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy, compare
+from dffg.graph.captured import Captured, capture
 from dffg.quant.decide import simulate
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "patches"
 SOURCES = {"patches": "dffg", "real images": None, "uniform pixels": "uniform", "normal noise": "noise"}

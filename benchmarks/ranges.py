@@ -14,10 +14,10 @@ import torch
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
 from benchmarks.tables import latest
-from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
+from dffg.graph.captured import Captured, capture
 from dffg.quant.decide import decide, ranges_from
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "ranges"
 COUNT = 64

@@ -20,13 +20,13 @@ import torch
 from benchmarks import records
 from benchmarks.cluster import MEGABIT, Load, simulate
 from benchmarks.networks import Benchmark, load_benchmarks
-from dffg.captured import Captured, capture, to_bytes
 from dffg.config import SynthesisConfig
-from dffg.distributed import LOCAL, Workers, ray_workers
-from dffg.output import file_hash
-from dffg.pipeline import quantize
-from dffg.snapshots import ChainState, unpacked
-from dffg.synthesis import prepare_chains, run_packed_chain, synthesize_set
+from dffg.graph.captured import Captured, capture, to_bytes
+from dffg.machine.distributed import LOCAL, Workers, ray_workers
+from dffg.pipeline.steps import quantize
+from dffg.storage.output import file_hash
+from dffg.synthesis.snapshots import ChainState, unpacked
+from dffg.synthesis.synthesize import prepare_chains, run_packed_chain, synthesize_set
 
 SUITE = "scale"
 BANDWIDTH = 1000 * MEGABIT

@@ -18,12 +18,12 @@ from onnx import numpy_helper
 from torch import Tensor, fx
 
 from benchmarks.networks import Benchmark
-from dffg.captured import capture
 from dffg.config import QuantizationConfig, Scheme
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.onnxruntime import session
-from dffg.fold import fold_batch_norms
-from dffg.graph import calls, is_stored
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
+from dffg.graph.nodes import calls, is_stored
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import Parameters, round_layers

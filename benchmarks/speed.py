@@ -19,10 +19,10 @@ import torch
 from benchmarks import arena, records
 from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
-from dffg.baselines import chain_of
-from dffg.captured import Captured, capture
 from dffg.config import SynthesisConfig
-from dffg.synthesis import synthesize_set
+from dffg.graph.captured import Captured, capture
+from dffg.synthesis.baselines import chain_of
+from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "speed"
 COUNT = arena.COUNT

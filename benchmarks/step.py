@@ -29,18 +29,18 @@ from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
 from benchmarks.variants import sampled_statistics
-from dffg.baselines import chain_of
-from dffg.captured import Captured, capture
-from dffg.chain import chain_generator, gradient_of
 from dffg.config import SynthesisConfig
-from dffg.device import HOST, channels_last, described, finish_on, in_bfloat16
-from dffg.fold import fold_batch_norms
-from dffg.graph import LINEAR, WEIGHTED, argument, calls
-from dffg.memory import reused_memory
-from dffg.objective import Objective
-from dffg.replay import Replayed
-from dffg.starts import start_from_noise
-from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
+from dffg.graph.captured import Captured, capture
+from dffg.graph.fold import fold_batch_norms
+from dffg.graph.nodes import LINEAR, WEIGHTED, argument, calls
+from dffg.machine.device import HOST, channels_last, described, finish_on, in_bfloat16
+from dffg.machine.memory import reused_memory
+from dffg.machine.replay import Replayed
+from dffg.synthesis.baselines import chain_of
+from dffg.synthesis.chain import chain_generator, gradient_of
+from dffg.synthesis.objective import Objective
+from dffg.synthesis.starts import start_from_noise
+from dffg.synthesis.statistics import batch_norm_inputs, batch_norm_statistics_loss
 
 SUITE = "step"
 FLOOR, REFERENCE, FAST, ZEROQ, MCT = "floor", "reference", "fast", "zeroq", "mct"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import records
-from dffg.device import CPU
+from dffg.machine.device import CPU
 
 PARTS = ("reference", "fast, bfloat16", "fast, compiled", "fast, sampled", "zeroq", "mct")
 SETTING = ("network", "size", "batch", "threads", "device")

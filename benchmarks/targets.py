@@ -19,18 +19,18 @@ from torch.export import Dim
 from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.tables import latest
-from dffg.captured import Captured, capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import agreement, compare
 from dffg.export.runtime import Runtime, latency_ms
 from dffg.export.runtimes import runtime_of
 from dffg.export.verification import match_simulation
-from dffg.models import load_model
+from dffg.graph.captured import Captured, capture
+from dffg.models.load import load_model
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array, ImageSpec
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 from dffg.targets import TARGETS
 
 SUITE = "targets"

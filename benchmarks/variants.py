@@ -1,4 +1,4 @@
-"""Parts of the iteration that differ from `dffg.chain`, for the ablation. None is an option of the library."""
+"""Parts of the iteration that differ from `synthesis/chain.py`, for the ablation. None is an option of the library."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dffg.baselines.dgh import smooth
 from dffg.bounds import Bounds, input_bounds
-from dffg.captured import Captured
-from dffg.chain import Method
 from dffg.config import SynthesisConfig
-from dffg.device import channels_last
-from dffg.graph import calls
-from dffg.objective import Objective, distance
-from dffg.probe import LayerStatistics, Probe, moments, passed_with_moments
+from dffg.graph.captured import Captured
+from dffg.graph.nodes import calls
+from dffg.machine.device import channels_last
 from dffg.spec import ImageSpec
-from dffg.starts import start_from_noise
-from dffg.statistics import batch_norm_inputs, batch_norm_statistics_loss
-from dffg.update import momentum_sign_step
-from dffg.variability import GradientAt, VariabilityOptions, input_diversity, none, random_view
+from dffg.synthesis.baselines.dgh import smooth
+from dffg.synthesis.chain import Method
+from dffg.synthesis.objective import Objective, distance
+from dffg.synthesis.probe import LayerStatistics, Probe, moments, passed_with_moments
+from dffg.synthesis.starts import start_from_noise
+from dffg.synthesis.statistics import batch_norm_inputs, batch_norm_statistics_loss
+from dffg.synthesis.update import momentum_sign_step
+from dffg.synthesis.variability import GradientAt, VariabilityOptions, input_diversity, none, random_view
 
 Replace = Callable[[Method, Captured, SynthesisConfig], Method]
 

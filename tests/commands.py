@@ -17,7 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["dffg.pipeline", "dffg.cli.main", "timm", "torchvision", "onnxscript", "onnxruntime"])
+_FORKS.set_forkserver_preload(
+    ["dffg.pipeline.steps", "dffg.cli.main", "timm", "torchvision", "onnxscript", "onnxruntime"]
+)
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 

@@ -27,8 +27,6 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
-from dffg.archive import refuse_code
-from dffg.checkpoint import Checkpoint, refuse_other_work, sealed
 from dffg.cli import recipe_file
 from dffg.cli.jobs_file import read_jobs
 from dffg.cli.network import describe_input
@@ -36,15 +34,17 @@ from dffg.cli.quantize import quantize
 from dffg.config import Budget, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig, parse_bytes
 from dffg.errors import DffgError
 from dffg.evaluation.data import load_data
-from dffg.fold import fold_batch_norms
+from dffg.graph.fold import fold_batch_norms
 from dffg.images import SnapshotRecord, SyntheticSet
+from dffg.models.archive import refuse_code
+from dffg.models.weights import load_weights
 from dffg.onnx_file import described
 from dffg.quant.decide import decide
 from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters, tensors_of
 from dffg.report.result import SCHEMA_VERSION, load_report
 from dffg.spec import ImageSpec, parse_bounds, parse_numbers, parse_shape
-from dffg.weights import load_weights
+from dffg.storage.checkpoint import Checkpoint, refuse_other_work, sealed
 from tests.networks import captured, small_conv
 
 Parse = Callable[[Any], Any]

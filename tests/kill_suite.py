@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import dffg.pipeline  # noqa: F401 - loaded once: every run is forked from here
+import dffg.pipeline.steps  # noqa: F401 - loaded once: every run is forked from here
 from dffg.cli.main import main as dffg_main
-from dffg.output import file_hash
 from dffg.quant import finetune
 from dffg.report.result import PAGE_FILE, REPORT_FILE
+from dffg.storage.output import file_hash
 from tests.networks import randomize
 
 FILES = ("images.npz", "model.onnx", "parameters.npz")

@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TOOLS = ("pytest", "hypothesis", "scikit-learn")
 TESTS = (
-    *("tests/test_statistics.py", "tests/test_synthesis.py", "tests/test_recipe.py", "tests/test_images.py"),
-    *("tests/quant/test_mixed.py", "tests/export/test_onnx.py", "tests/test_pipeline.py"),
+    *("tests/synthesis/test_statistics.py", "tests/synthesis/test_synthesize.py", "tests/cli/test_recipe_file.py"),
+    *("tests/test_images.py", "tests/quant/test_mixed.py", "tests/export/test_onnx.py", "tests/pipeline/test_steps.py"),
 )
 
 

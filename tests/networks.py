@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dffg.captured import Captured, capture
+from dffg.graph.captured import Captured, capture
 from dffg.spec import ImageSpec
 
 BatchNorm = nn.modules.batchnorm._BatchNorm

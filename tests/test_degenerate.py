@@ -14,7 +14,7 @@ from torch import nn
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import CaptureError
 from dffg.export.onnxruntime import run
-from dffg.pipeline import quantize
+from dffg.pipeline.steps import quantize
 from tests.networks import BatchNorm, inputs, randomize, small_conv
 
 SHAPE = (3, 8, 8)

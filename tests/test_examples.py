@@ -18,11 +18,11 @@ from PIL import Image
 from torch import nn
 
 from dffg import handover
-from dffg.captured import capture
 from dffg.evaluation.metrics import sqnr_db
 from dffg.export.onnx import write_float
 from dffg.export.onnxruntime import run
-from dffg.fold import fold_batch_norms
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
 from dffg.images import SyntheticSet
 from dffg.quant.placement import prepare
 from dffg.spec import ImageSpec

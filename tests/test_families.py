@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dffg.config import SynthesisConfig
-from dffg.pipeline import quantize
+from dffg.pipeline.steps import quantize
 from dffg.spec import ImageSpec
 from tests.networks import randomize
 

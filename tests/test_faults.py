@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-import dffg.run
-from dffg.batch import bytes_per_image
-from dffg.captured import Captured, capture
+import dffg.pipeline.run
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import DffgError, OutputError
-from dffg.output import claimed
-from dffg.pipeline import finetune, quantize
+from dffg.graph.captured import Captured, capture
+from dffg.pipeline.steps import finetune, quantize
 from dffg.report.result import PAGE_FILE, Result
 from dffg.spec import ImageSpec
+from dffg.storage.output import claimed
+from dffg.synthesis.fitting import bytes_per_image
 from tests.interrupt_suite import interrupt
 from tests.kill_suite import tiny
 from tests.networks import captured
@@ -106,13 +106,13 @@ def test_unfinished_work_of_another_network_is_refused(stopped: Path) -> None:
 
 
 def test_unfinished_work_of_another_version_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dffg.run, "package_version", lambda name: "99.0")
+    monkeypatch.setattr(dffg.pipeline.run, "package_version", lambda name: "99.0")
     with pytest.raises(OutputError, match=r"dffg was 0\.1\.0 and is 99\.0"):
         run(stopped)
 
 
 def test_unfinished_work_of_other_code_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dffg.run, "fingerprint_of_code", lambda folder: "0" * 64)
+    monkeypatch.setattr(dffg.pipeline.run, "fingerprint_of_code", lambda folder: "0" * 64)
     with pytest.raises(OutputError, match=r"the code of dffg was [0-9a-f]{12} and is 0{12}"):
         run(stopped)
 
@@ -123,7 +123,7 @@ def test_a_fingerprint_of_code_is_of_names_and_bytes(tmp_path: Path) -> None:
         folder = tmp_path / str(number) / "inner"
         folder.mkdir(parents=True)
         (folder / name).write_text(code)
-        seen.add(dffg.run.fingerprint_of_code(folder.parent))
+        seen.add(dffg.pipeline.run.fingerprint_of_code(folder.parent))
     assert len(seen) == 3
 
 

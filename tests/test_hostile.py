@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from dffg.checkpoint import Checkpoint, refuse_other_work, sealed
 from dffg.cli import recipe_file
 from dffg.cli.jobs_file import read_jobs
 from dffg.cli.quantize import quantize
 from dffg.errors import DffgError
 from dffg.evaluation.data import Data, load_data
-from dffg.fold import fold_batch_norms
+from dffg.graph.fold import fold_batch_norms
 from dffg.images import SyntheticSet
-from dffg.models import load_model
-from dffg.pipeline import evaluate
+from dffg.models.load import load_model
+from dffg.models.weights import load_weights
+from dffg.pipeline.steps import evaluate
 from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters
 from dffg.report.result import load_report
 from dffg.spec import ImageSpec
-from dffg.weights import load_weights
+from dffg.storage.checkpoint import Checkpoint, refuse_other_work, sealed
+from tests.models.test_load import Evil
 from tests.networks import captured, small_conv
-from tests.test_models import Evil
 
 SPEC = ImageSpec(shape=(1, 2, 2))
 

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from dffg.errors import InputError
-from dffg.models import load_model
+from dffg.models.load import load_model
 from dffg.offline import no_connections
 
 
@@ -70,7 +70,7 @@ def test_torchvision_downloads_nothing(tmp_path, monkeypatch):
 def test_hugging_face_is_not_asked(tmp_path):
     """In a process of its own: the library reads its variable when it is imported."""
     environment = {**os.environ, "DFFG_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    call = "from dffg.models import load_model; load_model('timm:hf-hub:timm/resnet18.a1_in1k')"
+    call = "from dffg.models.load import load_model; load_model('timm:hf-hub:timm/resnet18.a1_in1k')"
     ended = subprocess.run([sys.executable, "-c", call], env=environment, capture_output=True, text=True, check=False)
     assert "DFFG_OFFLINE is set, so nothing is downloaded: fetch" in ended.stderr, ended.stderr
     assert "Retrying" not in ended.stderr

@@ -12,17 +12,17 @@ import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from torch.testing import assert_close
 
-from dffg.captured import capture
 from dffg.config import LearningConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import run
 from dffg.export.verification import match_simulation
-from dffg.fold import fold_batch_norms
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
 from dffg.quant.decide import decide
 from dffg.quant.learning import learn
 from dffg.spec import ImageSpec
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 from tests.networks import inputs
 from tests.random_networks import Conv, Depthwise, Join, Norm, Plan, Pool, Shared, plans
 

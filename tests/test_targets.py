@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import InputError
-from dffg.graph import nodes_by_name
+from dffg.graph.captured import capture
+from dffg.graph.nodes import nodes_by_name
 from dffg.quant.affine import fake_quantize, signed_qparams
 from dffg.quant.decide import prepare_float
 from dffg.quant.placement import place, prepare

@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dffg.captured import Captured, capture
     from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
-    from dffg.distributed import ray_workers
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
+    from dffg.graph.captured import Captured, capture
     from dffg.images import SyntheticSet
-    from dffg.models import load_model
-    from dffg.pipeline import evaluate, finetune, quantize
+    from dffg.machine.distributed import ray_workers
+    from dffg.models.load import load_model
+    from dffg.pipeline.steps import evaluate, finetune, quantize
     from dffg.quant.decide import simulate
     from dffg.report.result import Result
     from dffg.spec import ImageSpec, JointSpec
-    from dffg.synthesis import synthesize, synthesize_set
+    from dffg.synthesis.synthesize import synthesize, synthesize_set
 
 __all__ = [
     "ArrayConfig",

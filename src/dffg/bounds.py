@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dffg.device import HOST
+from dffg.machine.device import HOST
 from dffg.spec import ImageSpec
 
 Bounds = tuple[Tensor, Tensor]

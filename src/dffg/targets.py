@@ -18,7 +18,7 @@ class Target:
     integer_biases: biases are int32 in the file. float_answer: the last layer writes float from integers;
     float_convolution: so does it where it is a convolution, which else computes in float.
     joins_scales: tensors that are concatenated have one scale, that of the result. adds_pairs: products are added in
-    pairs, in 16 bits where the processor has nothing better (`dffg.processor`).
+    pairs, in 16 bits where the processor has nothing better (`dffg.machine.processor`).
     """
 
     name: str

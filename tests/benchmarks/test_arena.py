@@ -4,8 +4,8 @@ import pytest
 from benchmarks.arena import Contestant, Suite, narrowed, passes_per_image
 
 from benchmarks import arena, records
-from dffg.captured import capture
 from dffg.config import SynthesisConfig
+from dffg.graph.captured import capture
 from dffg.spec import ImageSpec
 from tests.benchmarks.small import SPEC, small_benchmark
 

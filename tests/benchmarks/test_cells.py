@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import cells, lowbits_tables, records
-from dffg.distributed import Finished
 from dffg.errors import InputError
+from dffg.machine.distributed import Finished
 
 SUITE = "squares"
 

@@ -6,7 +6,7 @@ import torch
 from benchmarks.diversity import Made, Meter, between_images, between_steps, features_of, make, pairwise_distances
 
 from benchmarks import ablation, diversity, records
-from dffg.captured import capture
+from dffg.graph.captured import capture
 from tests.benchmarks.small import small_benchmark
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from benchmarks import figures, records, step, step_tables
-from dffg.captured import capture
-from dffg.device import device_named
+from dffg.graph.captured import capture
+from dffg.machine.device import device_named
 from dffg.spec import ImageSpec
 from tests.benchmarks.small import small_benchmark
-from tests.test_device import needs_cuda
+from tests.machine.test_device import needs_cuda
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks import variants
-from dffg.captured import capture
-from dffg.chain import gradient_of
 from dffg.config import SynthesisConfig
-from dffg.objective import Objective
+from dffg.graph.captured import capture
+from dffg.synthesis.chain import gradient_of
+from dffg.synthesis.objective import Objective
 from tests.benchmarks.small import SPEC, small_benchmark
 
 CONFIG = SynthesisConfig(slack=0.1)

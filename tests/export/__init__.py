@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
 from dffg.export.onnx import write_quantized
+from dffg.graph.captured import capture
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
 from dffg.spec import ImageSpec

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import load_data
 from dffg.export.executorch import RUNTIME, _in_torch_operators, count_kernels, open_file, write, write_float
 from dffg.export.verification import match_simulation
-from dffg.pipeline import evaluate, quantize
+from dffg.graph.captured import capture
+from dffg.pipeline.steps import evaluate, quantize
 from dffg.quant.decide import simulate
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized

@@ -247,8 +247,8 @@ def test_the_same_network_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("bits", ["W4A4", "W8A6", "W3A8"])
 def test_narrow_ranges_are_clipped_as_integers_and_still_run_in_integers(tmp_path, bits):
     """The file computes what was simulated, also where inputs exceed what calibration saw."""
-    from dffg.captured import capture
     from dffg.config import QuantizationConfig
+    from dffg.graph.captured import capture
     from dffg.quant.decide import simulate
 
     network = capture(randomize(MIDDLES["residual"]()), spec=SPEC)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import load_data
 from dffg.export.openvino import RUNTIME, count_kernels, open_file, read_spec, watch, write, write_float_file
 from dffg.export.verification import match_simulation
+from dffg.graph.captured import capture
 from dffg.onnx_file import read_spec as read_onnx_spec
-from dffg.pipeline import evaluate, finetune, quantize
+from dffg.pipeline.steps import evaluate, finetune, quantize
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, folder, normalized

@@ -11,11 +11,11 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
+from dffg.graph.captured import capture
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized, weight_name
 from dffg.quant.widths import stored_bits

@@ -10,13 +10,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.export.onnx import write_float
 from dffg.export.tensorrt import RUNTIME, count_kernels
 from dffg.export.verification import match_simulation
-from dffg.pipeline import finetune, quantize
+from dffg.graph.captured import capture
+from dffg.pipeline.steps import finetune, quantize
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
 from tests.digits import SPEC as DIGITS

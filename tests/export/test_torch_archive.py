@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import ExportError, InputError
 from dffg.export.torch_archive import RUNTIME, count_kernels, open_file, read_spec, watch, write, write_float
 from dffg.export.verification import match_simulation
+from dffg.graph.captured import capture
 from dffg.quant.decide import simulate
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, folder, normalized
 from tests.networks import randomize

@@ -13,12 +13,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.export import verification
 from dffg.export.onnx import quantized_value_name, write_quantized
 from dffg.export.onnxruntime import RUNTIME, watch
 from dffg.export.verification import SimulationMatch, _follow, layer_sqnr_db, match_simulation
+from dffg.graph.captured import capture
 from dffg.quant.decide import simulate
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, normalized
 from tests.networks import randomize
@@ -236,7 +236,7 @@ def test_layer_sqnr_of_a_layer_is_taken_behind_its_activation():
     stem = exported(NAME).model.stem
     by_name = {node.name: node for node in quantized.module.graph.nodes}
     dequantize = by_name[next(tensor.value for tensor in quantized.tensors if tensor.name == "relu")]
-    from dffg.graph import with_output
+    from dffg.graph.nodes import with_output
 
     with torch.no_grad():
         expected = stem(images).double()

@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import dffg
-from dffg.captured import capture
 from dffg.config import SynthesisConfig
-from dffg.ends import input_names, output_names, split_ends
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
 from dffg.export.onnx import write_float
-from dffg.models import load_model
+from dffg.graph.captured import capture
+from dffg.graph.ends import input_names, output_names, split_ends
+from dffg.graph.patches import PatchObjective, patch_sources
+from dffg.models.load import load_model
 from dffg.onnx_import.load import load_onnx
-from dffg.patches import PatchObjective, patch_sources
 from dffg.spec import ImageSpec, JointSpec
-from dffg.synthesis import synthesize_set
+from dffg.synthesis.synthesize import synthesize_set
 from tests.digits import DigitsTransformer
 from tests.export import exported
+from tests.graph.test_patches import group_norm
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 from tests.onnx_import.graphs import model, node, random, run
-from tests.test_patches import group_norm
 
 SPEC = ImageSpec(shape=(3, 8, 8))
 KEPT = {
@@ -427,7 +427,7 @@ def test_a_file_of_more_operations_than_any_network_is_refused(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    monkeypatch.setattr("dffg.graph._MOST_OPERATIONS", 5)
+    monkeypatch.setattr("dffg.graph.nodes._MOST_OPERATIONS", 5)
     monkeypatch.setattr("dffg.onnx_import.load.OnnxModule", None)
     with pytest.raises(InputError, match=r"model.onnx: the network has \d+ operations, and at most 5 are taken"):
         load_onnx(tmp_path / "model.onnx")

@@ -6,10 +6,10 @@ from scipy import integrate, stats
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
-from dffg.fold import fold_with_records
-from dffg.graph import Tap, stored_tensor
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_with_records
+from dffg.graph.nodes import Tap, stored_tensor
 from dffg.quant.affine import dequantize
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.decide import simulate

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
-from dffg.fold import fold_batch_norms
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
 from dffg.quant.blocks import find_blocks, joined
 from dffg.quant.placement import prepare
 from dffg.quant.widths import quantized_layers

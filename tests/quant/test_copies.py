@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
+from dffg.graph.captured import capture
 from dffg.quant.decide import prepare_float, simulate
 from dffg.quant.operators import COPY
 from dffg.quant.placement import place

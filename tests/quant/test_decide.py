@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import InputError
-from dffg.graph import WEIGHTED, Tap, calls
+from dffg.graph.captured import capture
+from dffg.graph.nodes import WEIGHTED, Tap, calls
 from dffg.quant.decide import choose_equalization, decide, prepare_float, simulate
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.spec import ImageSpec

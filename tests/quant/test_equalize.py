@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
-from dffg.fold import fold_with_records
-from dffg.graph import Tap, argument, layer_name, stored_tensor
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_with_records
+from dffg.graph.nodes import Tap, argument, layer_name, stored_tensor
 from dffg.quant.equalize import absorb_biases, equalize_weights, find_pairs, rescale_moments
 from dffg.quant.moments import batch_norm_moments
 from dffg.quant.placement import prepare

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dffg.graph import Tap
+from dffg.graph.nodes import Tap
 from dffg.quant.equalize import rescale_moments
 from dffg.quant.equalize_activations import equalize_activations, find_tied
 from dffg.quant.moments import propagate

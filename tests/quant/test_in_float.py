@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.fold import fold_batch_norms
+from dffg.graph.fold import fold_batch_norms
 from dffg.quant.in_float import float_operations
 from dffg.quant.placement import place, prepare
 from dffg.targets import EXECUTORCH, ONNXRUNTIME, OPENVINO, TENSORRT

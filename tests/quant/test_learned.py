@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dffg.config import QuantizationConfig, Rates
-from dffg.fold import fold_batch_norms
-from dffg.graph import aten, calls
+from dffg.graph.fold import fold_batch_norms
+from dffg.graph.nodes import aten, calls
 from dffg.quant.affine import QParams, dequantize, fake_quantize, quantize, weight_qparams
 from dffg.quant.blocks import find_blocks
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors

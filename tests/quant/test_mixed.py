@@ -3,10 +3,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
 from dffg.errors import InputError
-from dffg.fold import fold_batch_norms
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
 from dffg.quant.decide import look, simulate
 from dffg.quant.mixed import evenly_chosen, layer_sizes, pose
 from dffg.quant.placement import place, prepare

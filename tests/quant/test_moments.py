@@ -6,9 +6,9 @@ from scipy import integrate, stats
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
-from dffg.fold import fold_with_records
-from dffg.graph import Tap
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_with_records
+from dffg.graph.nodes import Tap
 from dffg.quant.moments import Moments, batch_norm_moments, clipped_normal, propagate, response
 from dffg.quant.placement import prepare
 from dffg.spec import ImageSpec

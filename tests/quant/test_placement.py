@@ -3,10 +3,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
-from dffg.fold import fold_batch_norms
-from dffg.graph import WEIGHTED, calls
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
+from dffg.graph.nodes import WEIGHTED, calls
 from dffg.quant.decide import look
 from dffg.quant.in_float import float_operations
 from dffg.quant.operators import GLOBAL_AVERAGE_POOL

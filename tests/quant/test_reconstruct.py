@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dffg.config import FinetuneConfig, Rates, ReconstructionConfig
-from dffg.graph import stored_tensor
+from dffg.graph.nodes import stored_tensor
 from dffg.quant.affine import dequantize
 from dffg.quant.blocks import find_blocks, joined, work_of
 from dffg.quant.divergence import divergence

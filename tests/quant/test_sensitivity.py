@@ -6,8 +6,8 @@ from torch import fx
 from torch.nn import functional as F
 
 from dffg.config import QuantizationConfig
-from dffg.fold import fold_batch_norms
-from dffg.graph import Tap, copy_module
+from dffg.graph.fold import fold_batch_norms
+from dffg.graph.nodes import Tap, copy_module
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.parameters import round_layers
 from dffg.quant.placement import place, prepare

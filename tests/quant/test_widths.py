@@ -1,10 +1,10 @@
 import pytest
 from torch import nn
 
-from dffg.captured import capture
 from dffg.config import QuantizationConfig
-from dffg.fold import fold_batch_norms
-from dffg.graph import is_depthwise
+from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
+from dffg.graph.nodes import is_depthwise
 from dffg.quant import widths as rules
 from dffg.quant.placement import place, prepare
 from dffg.quant.widths import (

@@ -16,12 +16,12 @@ import pytest
 
 from dffg.config import Budget
 from dffg.errors import InputError
-from dffg.output import file_hash
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
 from dffg.quant.widths import BitWidths
 from dffg.report.html import compare, rebuild, render_comparison, render_page
 from dffg.spec import ImageSpec, JointSpec
+from dffg.storage.output import file_hash
 from tests.report.pages import HOSTILE, made_set, plain_report
 from tests.report.test_result import RESULT
 

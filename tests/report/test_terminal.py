@@ -1,7 +1,7 @@
 """The tables of the terminal."""
 
 from dffg.config import SynthesisConfig
-from dffg.inspection import inspect
+from dffg.report.inspection import inspect
 from dffg.report.terminal import render_inspection
 from tests.networks import captured
 from tests.report.test_result import shown

@@ -20,7 +20,7 @@ from dffg.errors import DffgError, InputError, StoppedError
 
 if TYPE_CHECKING:
     from dffg.cli.jobs_file import Job
-    from dffg.distributed import Workers
+    from dffg.machine.distributed import Workers
 
 
 @click.command()
@@ -128,10 +128,10 @@ def run_job(_: None, item: tuple[str, list[str], bool]) -> dict[str, str]:
 
 def _summarize(out: Path, jobs: dict[str, list[str]], failures: dict[str, str]) -> dict[str, Any]:
     """All results there are, also on the disk, and on a page where there are several."""
-    from dffg.output import staged_file
     from dffg.report.comparison import run_of
     from dffg.report.html import compare
     from dffg.report.result import REPORT_FILE, read_report
+    from dffg.storage.output import staged_file
 
     reports = {name: read_report(out / name / REPORT_FILE) for name in jobs if name not in failures}
     runs = [dataclasses.asdict(run_of(name, report)) for name, report in reports.items()]

@@ -27,7 +27,7 @@ def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any)
     """
     from dffg.evaluation.data import load_data
     from dffg.export.runtimes import runtime_for
-    from dffg.pipeline import evaluate as run
+    from dffg.pipeline.steps import evaluate as run
 
     known = runtime_for(file).read_spec(file)
     examples = load_data(data, describe_input(known, options), labelled=True)
@@ -51,7 +51,7 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
     with progress_on(console) as view:
         view.stage("load")
         loaded, spec, notes = load(options, quiet)
-        from dffg.inspection import inspect as run
+        from dffg.report.inspection import inspect as run
         from dffg.report.terminal import render_inspection
 
         captured = captured_from(loaded, spec, view)
@@ -77,10 +77,10 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
 @output_options
 def report(directories: tuple[Path, ...], out: Path, force: bool, quiet: bool, as_json: bool, **_options: Any) -> int:
     """Write report.html anew in every result directory, and compare several results on one page."""
-    from dffg.output import check_file
     from dffg.report.comparison import run_of
     from dffg.report.html import compare, rebuild
     from dffg.report.result import PAGE_FILE
+    from dffg.storage.output import check_file
 
     several = len(directories) > 1
     if several:

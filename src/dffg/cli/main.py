@@ -58,7 +58,7 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    from dffg.batch import is_out_of_memory
+    from dffg.synthesis.fitting import is_out_of_memory
 
     return is_out_of_memory(error)
 

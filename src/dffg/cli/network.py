@@ -11,15 +11,15 @@ import click
 from dffg.errors import InputError
 
 if TYPE_CHECKING:
-    from dffg.captured import Captured
     from dffg.evaluation.data import Data
-    from dffg.models import Loaded
+    from dffg.graph.captured import Captured
+    from dffg.models.load import Loaded
     from dffg.spec import ImageSpec
 
 
 def load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     """The network with its input as described, and notes for the report."""
-    from dffg.models import load_model
+    from dffg.models.load import load_model
     from dffg.spec import DEFAULT_INPUT
 
     loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
@@ -88,7 +88,7 @@ def data_at(path: Path | None, spec: ImageSpec, *, labelled: bool) -> Data | Non
 
 def captured_from(loaded: Loaded, spec: ImageSpec, view: Any) -> Captured:
     """The network as a graph."""
-    from dffg.captured import capture
+    from dffg.graph.captured import capture
 
     view.stage("capture")
     return capture(loaded.model, spec=spec, name=loaded.name)

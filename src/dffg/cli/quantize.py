@@ -41,7 +41,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
     console = console_for(quiet, as_json)
     with _run_on(console, out, force, options) as (view, common):
         calibration = data_at(options["calibration"], common["spec"], labelled=False)
-        from dffg.pipeline import quantize as run
+        from dffg.pipeline.steps import quantize as run
 
         with workers_for(options["ray"], options["workers"], view) as workers:
             result = run(
@@ -93,7 +93,7 @@ def finetune(
     """Train a quantized MODEL on synthetic images, with its float network as the teacher."""
     console = console_for(quiet, as_json)
     with _run_on(console, out, force, options) as (_, common):
-        from dffg.pipeline import finetune as run
+        from dffg.pipeline.steps import finetune as run
 
         result = run(quantized=quantized, steps=steps, images=images, target=target, seed=seed, **common)
     return show_result(result, console, quiet, as_json)
@@ -104,7 +104,7 @@ def _run_on(
     console: Console, out: Path, force: bool, options: dict[str, Any]
 ) -> Iterator[tuple[ProgressView, dict[str, Any]]]:
     """Progress, and what every run is given; an interruption within says what is kept."""
-    from dffg.output import check_directory
+    from dffg.storage.output import check_directory
 
     check_directory(out, force=force)
     with progress_on(console) as view:

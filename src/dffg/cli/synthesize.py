@@ -43,7 +43,7 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
     """Make calibration images for MODEL and save them for any tool."""
     from dffg.handover import check_array
     from dffg.images import check_pictures
-    from dffg.output import check_directory, check_file, claimed, staged_directory, staged_file
+    from dffg.storage.output import check_directory, check_file, claimed, staged_directory, staged_file
 
     is_file, form = out.suffix in _FILES, options["ArrayConfig"]
     if not is_file and out.suffix.lower() in _OTHER_FILES:
@@ -62,9 +62,9 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
             check_array(spec, form)
         elif not is_file:
             check_pictures(spec)
-        from dffg.device import device_named
-        from dffg.run import unfinished_images
-        from dffg.synthesis import synthesize_set
+        from dffg.machine.device import device_named
+        from dffg.pipeline.run import unfinished_images
+        from dffg.synthesis.synthesize import synthesize_set
 
         captured, where = captured_from(loaded, spec, view), device_named(options["device"])
         config, limit = options["SynthesisConfig"], options["memory_limit"]

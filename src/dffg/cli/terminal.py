@@ -16,7 +16,7 @@ from dffg.errors import StoppedError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dffg.distributed import Workers
+    from dffg.machine.distributed import Workers
     from dffg.report.result import Result
 
 VERIFICATION_FAILED, INTERRUPTED = 3, StoppedError.exit_code
@@ -45,7 +45,7 @@ def workers_for(ray: str | None, workers: int | None, view: Any) -> Iterator[Wor
     if ray is None:
         yield None
         return
-    from dffg.distributed import ray_workers
+    from dffg.machine.distributed import ray_workers
 
     view.stage("start Ray")
     with ray_workers(ray, count=workers) as started:
@@ -55,7 +55,7 @@ def workers_for(ray: str | None, workers: int | None, view: Any) -> Iterator[Wor
 @contextmanager
 def says_what_is_kept(out: Path) -> Iterator[None]:
     """An interruption says where the work that is done lies."""
-    from dffg.output import unfinished_directory
+    from dffg.storage.output import unfinished_directory
 
     try:
         yield

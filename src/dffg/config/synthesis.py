@@ -35,10 +35,10 @@ LEARNING_DEFAULTS: tuple[dict[str, Any], ...] = (
     {"start": "pictures"},
     {"steps": 48, "burn_in": 47, "step_size": 1 / 48},
 )
-# The attacks as published, turned downhill; `dffg.baselines` names the paper of each and where we differ.
+# The attacks as published, turned downhill; `dffg.synthesis.baselines` names the paper of each and where we differ.
 _ATTACK: dict[str, Any] = {**FAST_GRADIENT_DEFAULTS, "slack": 0.0, "variability": "none"}
 # What an option is where it is not given, by generator. A generator that is not listed with an option does not have it:
-# it is fixed by its paper and written in `dffg.baselines`.
+# it is fixed by its paper and written in `dffg.synthesis.baselines`.
 GENERATOR_DEFAULTS: dict[str, dict[str, Any]] = {
     DFFG: FAST_GRADIENT_DEFAULTS,
     "i-fgsm": {**_ATTACK, "decay": 0.0},

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from dffg.captured import default_spec
-from dffg.ends import INPUT, answers, examples, join, split, split_ends
 from dffg.errors import ExportError, InputError, first_line
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
-from dffg.graph import add_tensor, aten, calls, is_stored, nodes_by_name, standalone, stored_tensor, with_output
+from dffg.graph.captured import default_spec
+from dffg.graph.ends import INPUT, answers, examples, join, split, split_ends
+from dffg.graph.nodes import add_tensor, aten, calls, is_stored, nodes_by_name, standalone, stored_tensor, with_output
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.placement import is_fused_padding
 from dffg.quant.simulate import Quantized

@@ -20,9 +20,9 @@ from onnxscript import opset21 as op
 from torch import fx
 from torch.export import Dim
 
-from dffg.ends import examples, input_names, output_names, split_ends
 from dffg.errors import ExportError, first_line
 from dffg.export.packing import pack_weights
+from dffg.graph.ends import examples, input_names, output_names, split_ends
 from dffg.handover import INPUT_NAME
 from dffg.onnx_file import METADATA_KEY
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE

@@ -13,10 +13,10 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from dffg.ends import join, split
 from dffg.errors import InputError
 from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.graph.ends import join, split
 from dffg.onnx_file import read_spec
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array

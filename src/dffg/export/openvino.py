@@ -11,10 +11,10 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import fx
 
-from dffg.ends import join, split
 from dffg.errors import InputError, first_line
 from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.graph.ends import join, split
 from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array, ImageSpec

@@ -19,12 +19,12 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from dffg.archive import refuse_code
-from dffg.captured import program_input_shapes
-from dffg.ends import examples, join, split, split_ends
 from dffg.errors import ExportError, InputError, first_line
 from dffg.export.runtime import Kernels, Run, Runtime, Watch
-from dffg.graph import WEIGHTED, Tap, aten, calls, standalone
+from dffg.graph.captured import program_input_shapes
+from dffg.graph.ends import examples, join, split, split_ends
+from dffg.graph.nodes import WEIGHTED, Tap, aten, calls, standalone
+from dffg.models.archive import refuse_code
 from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from dffg.ends import columns
 from dffg.evaluation.metrics import agreement, power, power_ratio_db
 from dffg.export import onnxruntime
 from dffg.export.runtime import Runtime
-from dffg.graph import Tap, nodes_by_name, stored_tensor
+from dffg.graph.ends import columns
+from dffg.graph.nodes import Tap, nodes_by_name, stored_tensor
 from dffg.quant.simulate import Quantized
 
 # Of a number of parts, what to call after each.

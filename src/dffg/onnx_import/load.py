@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from dffg.captured import default_spec
-from dffg.ends import inputs_of
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
-from dffg.graph import refuse_endless
+from dffg.graph.captured import default_spec
+from dffg.graph.ends import inputs_of
+from dffg.graph.nodes import refuse_endless
 from dffg.onnx_file import load, spec_of
 from dffg.onnx_import.module import OnnxModule
 from dffg.onnx_import.operators import OLDEST_VERSION

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dffg.graph import LINEAR, Tap, calls, groups_of, weight_of
+from dffg.graph.nodes import LINEAR, Tap, calls, groups_of, weight_of
 from dffg.quant.affine import dequantize
 from dffg.quant.moments import Moments, propagate, response
 from dffg.quant.parameters import LayerParameters, Parameters

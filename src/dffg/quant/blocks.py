@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
-from dffg.graph import CONVOLUTIONS, calls, groups_of, is_depthwise, needed, nodes_by_name, weight_of
+from dffg.graph.nodes import CONVOLUTIONS, calls, groups_of, is_depthwise, needed, nodes_by_name, weight_of
 from dffg.quant.widths import quantized_layers
 
 

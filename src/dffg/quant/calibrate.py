@@ -12,11 +12,11 @@ from torch import Tensor, fx
 
 from dffg.bounds import input_bounds
 from dffg.config import QuantizationConfig
-from dffg.device import channels_last, has_fast_bfloat16, in_bfloat16
-from dffg.ends import INPUT
 from dffg.errors import InputError
-from dffg.graph import Tap, calls, copy_module
-from dffg.padding import absorb_padding
+from dffg.graph.ends import INPUT
+from dffg.graph.nodes import Tap, calls, copy_module
+from dffg.graph.padding import absorb_padding
+from dffg.machine.device import channels_last, has_fast_bfloat16, in_bfloat16
 from dffg.quant.affine import QParams, activation_qparams, signed_qparams
 from dffg.quant.moments import Moments
 from dffg.quant.placement import Placement, clip_bounds

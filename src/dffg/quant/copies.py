@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import fx
 
 from dffg.config import QuantizationConfig
-from dffg.graph import WEIGHTED, calls, copy_module
+from dffg.graph.nodes import WEIGHTED, calls, copy_module
 from dffg.quant.mixed import fixed_widths
 from dffg.quant.operators import COPY
 from dffg.quant.placement import Placement, is_fused_padding, keeps_range, place

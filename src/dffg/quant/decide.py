@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from dffg.captured import Captured
 from dffg.config import QuantizationConfig
-from dffg.fold import fold_with_records
-from dffg.memory import reused_memory
+from dffg.graph.captured import Captured
+from dffg.graph.fold import fold_with_records
+from dffg.machine.memory import reused_memory
 from dffg.quant.affine import QParams
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.calibrate import Seen, choose_ranges, observe, observed_tensors

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from dffg.graph import (
+from dffg.graph.nodes import (
     CONVOLUTIONS,
     LINEAR,
     add_tensor,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from dffg.graph import (
+from dffg.graph.nodes import (
     LINEAR,
     argument,
     aten,

@@ -8,16 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from dffg.checkpoint import Checkpoint
 from dffg.config import FinetuneConfig
-from dffg.device import HOST, channels_last, device_of
-from dffg.graph import nodes_by_name, with_output
-from dffg.memory import reused_memory
+from dffg.graph.nodes import nodes_by_name, with_output
+from dffg.machine.device import HOST, channels_last, device_of
+from dffg.machine.memory import reused_memory
 from dffg.quant.blocks import find_blocks
 from dffg.quant.divergence import divergence
 from dffg.quant.learned import anneal, confine_weights, learning_optimizer, where_rounded
 from dffg.quant.learned_network import LearnedNetwork
 from dffg.quant.parameters import Parameters
+from dffg.storage.checkpoint import Checkpoint
 
 _STATE = "finetuning"
 _SAVE_SECONDS = 30

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dffg.ends import INPUT, JOIN
-from dffg.graph import BATCH_NORM, CONVOLUTIONS, WEIGHTED, aten, calls, is_stored
+from dffg.graph.ends import INPUT, JOIN
+from dffg.graph.nodes import BATCH_NORM, CONVOLUTIONS, WEIGHTED, aten, calls, is_stored
 from dffg.quant.placement import (
     ELEMENTWISE,
     Placement,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dffg.config import Rates
-from dffg.device import CUDA, device_of
+from dffg.machine.device import CUDA, device_of
 from dffg.quant.affine import QParams, per_channel
 from dffg.quant.parameters import LayerParameters
 

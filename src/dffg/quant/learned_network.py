@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor, fx, nn
 
-from dffg.device import HOST, device_of
-from dffg.graph import copy_module, needed, nodes_by_name, weight_of, with_output
+from dffg.graph.nodes import copy_module, needed, nodes_by_name, weight_of, with_output
+from dffg.machine.device import HOST, device_of
 from dffg.quant.learned import LearnedActivation, LearnedBias, LearnedWeight, Start
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import clip_bounds, place

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from dffg.checkpoint import Checkpoint
 from dffg.config import FinetuneConfig, LearningConfig, ReconstructionConfig
 from dffg.quant.finetune import finetune
 from dffg.quant.parameters import Parameters
 from dffg.quant.reconstruct import BlockRecord, reconstruct
+from dffg.storage.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

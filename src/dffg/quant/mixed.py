@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import Budget, QuantizationConfig
-from dffg.graph import weight_of
+from dffg.graph.nodes import weight_of
 from dffg.quant.affine import QParams
 from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
 from dffg.quant.calibrate import Seen, choose_ranges

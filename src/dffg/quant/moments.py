@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from dffg.batch_norms import BatchNorm
-from dffg.fold import FoldRecord
-from dffg.graph import argument, aten, calls, pads_with_zeros
+from dffg.graph.batch_norms import BatchNorm
+from dffg.graph.fold import FoldRecord
+from dffg.graph.nodes import argument, aten, calls, pads_with_zeros
 from dffg.quant.operators import COPY
 from dffg.quant.placement import POOLS, clip_bounds
 

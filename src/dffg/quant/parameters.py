@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import QuantizationConfig
-from dffg.graph import argument, optional_tensor, weight_of
+from dffg.graph.nodes import argument, optional_tensor, weight_of
 from dffg.quant.affine import QParams, quantize, weight_qparams
 from dffg.quant.ranges import WEIGHT_RANGES
 from dffg.quant.squant import squant

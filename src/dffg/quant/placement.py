@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dffg.ends import answers
-from dffg.graph import (
+from dffg.graph.ends import answers
+from dffg.graph.nodes import (
     BATCH_NORM,
     CONVOLUTIONS,
     LINEAR,

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dffg.checkpoint import Checkpoint
 from dffg.config import ReconstructionConfig
-from dffg.device import channels_last, device_of, has_fast_bfloat16, in_bfloat16
-from dffg.graph import CONVOLUTIONS, argument, calls, nodes_by_name
-from dffg.memory import reused_memory
+from dffg.graph.nodes import CONVOLUTIONS, argument, calls, nodes_by_name
+from dffg.machine.device import channels_last, device_of, has_fast_bfloat16, in_bfloat16
+from dffg.machine.memory import reused_memory
+from dffg.machine.replay import Replayed
 from dffg.quant.blocks import Block, find_blocks, joined, work_of
 from dffg.quant.learned import anneal, confine_weights, exchanged, learning_optimizer, where_weight_is
 from dffg.quant.learned_network import LearnedNetwork, between
 from dffg.quant.parameters import Parameters
-from dffg.replay import Replayed
+from dffg.storage.checkpoint import Checkpoint
 
 _BATCH = 64
 _STATE = "reconstruction"

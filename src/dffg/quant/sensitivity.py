@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, fx
 
-from dffg.graph import nodes_by_name
+from dffg.graph.nodes import nodes_by_name
 from dffg.quant.affine import QParams, dequantize, fake_quantize
 from dffg.quant.allocation import Sensitivities
 from dffg.quant.divergence import divergence

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dffg.ends import JOIN
-from dffg.graph import add_tensor, calls, copy_module, layer_name
+from dffg.graph.ends import JOIN
+from dffg.graph.nodes import add_tensor, calls, copy_module, layer_name
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
 from dffg.quant.in_float import float_operations
 from dffg.quant.mixed import MixedPrecision

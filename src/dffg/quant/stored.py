@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.errors import InputError, first_line
-from dffg.graph import nodes_by_name, weight_of
+from dffg.graph.nodes import nodes_by_name, weight_of
 from dffg.images import read_npz
 from dffg.quant.affine import QParams
 from dffg.quant.parameters import LayerParameters, Parameters

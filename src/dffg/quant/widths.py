@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from dffg.config import QuantizationConfig
-from dffg.graph import WEIGHTED, calls, groups_of, is_depthwise, weight_of
-from dffg.processor import adds_in_16_bits
+from dffg.graph.nodes import WEIGHTED, calls, groups_of, is_depthwise, weight_of
+from dffg.machine.processor import adds_in_16_bits
 from dffg.quant.placement import POOLS, Placement, before_padding, integer_inputs
 
 _STORED_BITS = (2, 4, 8)

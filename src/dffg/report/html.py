@@ -17,7 +17,6 @@ from rich.filesize import decimal
 from dffg.config import Budget
 from dffg.errors import InputError
 from dffg.images import SyntheticSet
-from dffg.output import file_hash, staged_directory, staged_file
 from dffg.report.charts import comparison_chart, loss_chart, range_chart, sqnr_chart
 from dffg.report.comparison import differences, run_of
 from dffg.report.facts import (
@@ -36,6 +35,7 @@ from dffg.report.facts import (
 from dffg.report.gallery import drawable, gallery
 from dffg.report.result import IMAGES_FILE, PAGE_FILE, REPORT_FILE, read_report
 from dffg.report.terminal import describe_widths
+from dffg.storage.output import file_hash, staged_directory, staged_file
 
 
 def render_page(report: Plain, made: SyntheticSet | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.export.packing import MOST_PACKED_BITS
 from dffg.images import SyntheticSet
-from dffg.processor import adds_in_16_bits
+from dffg.machine.processor import adds_in_16_bits
 from dffg.quant.decide import Decided
 from dffg.quant.simulate import Quantized
 from dffg.quant.widths import PAIR_BITS, REDUCED_BITS

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dffg.quant.learning import LearningProgress
-from dffg.synthesis import Progress as SynthesisProgress
+from dffg.synthesis.synthesize import Progress as SynthesisProgress
 
 
 class ProgressView:
@@ -41,7 +41,7 @@ class ProgressView:
 
     @property
     def listeners(self) -> dict[str, Any]:
-        """The callbacks that a run of `dffg.pipeline` takes."""
+        """The callbacks that a run of `dffg.pipeline.steps` takes."""
         return {
             "on_stage": self.stage,
             "on_count": self.update_count,

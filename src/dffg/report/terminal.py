@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dffg.evaluation.metrics import Accuracy
-from dffg.inspection import Inspection
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
 from dffg.report.facts import by_reason, counted
+from dffg.report.inspection import Inspection
 from dffg.report.result import Agreement, Images, Latency, Layer, Result
 
 

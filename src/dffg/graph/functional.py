@@ -1,0 +1,147 @@
+"""A program of torch.export as a functional graph with one input and one output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+
+from dffg.errors import CaptureError
+from dffg.graph.ends import join_inputs, join_outputs
+from dffg.graph.nodes import CONVOLUTIONS, argument, aten, calls, fold_constants
+
+_DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
+_IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
+_NAMED_PADDINGS: dict[Any, Any] = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
+
+
+def functional_module(program: ExportedProgram, input_names: Sequence[str] = ()) -> fx.GraphModule:
+    """A plain graph: one input, one output tensor, no in-place calls, nothing that does nothing in eval mode."""
+    source = program.module(check_guards=False)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    outputs = graph.graph_copy(source.graph, copies)
+    graph.output(_one_output(graph, outputs, program.call_spec.out_spec))
+    for node in list(graph.nodes):
+        _make_functional(graph, node)
+    _join_inputs(graph, input_names)
+    graph.eliminate_dead_code()
+    module = fx.GraphModule(source, graph)
+    fold_constants(module)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def _one_output(graph: fx.Graph, outputs: Any, structure: Any) -> fx.Node:
+    """The output, or several of them joined, each with the path that leads to it in what the network returns."""
+    leaves = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    paths, _ = tree_flatten_with_path(tree_unflatten(range(len(leaves)), structure))
+    found = {_path_name(path): leaf for (path, _), leaf in zip(paths, leaves, strict=True) if leaf is not None}
+    for name, leaf in found.items():
+        value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"output {name} of the network is no tensor; return tensors only.")
+        if len(found) > 1 and (value.dim() == 0 or isinstance(value.shape[0], int)):
+            raise CaptureError(f"output {name} of the network has no batch; return what depends on the input only.")
+    if not found:
+        raise CaptureError("the network returns no tensor.")
+    return next(iter(found.values())) if len(found) == 1 else join_outputs(graph, list(found.values()), list(found))
+
+
+def _path_name(path: Any) -> str:
+    """`[0]['out'].boxes` as 0.out.boxes."""
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path)
+
+
+def _join_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) < 2:
+        return
+    names = names or [node.name for node in inputs]
+    unused = [name for name, node in zip(names, inputs, strict=True) if not node.users]
+    if unused:
+        raise CaptureError(f"the network does not use its input {unused[0]}; leave it out.")
+    join_inputs(graph, [re.sub(r"\W", "_", name) for name in names])
+
+
+def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
+    if node.op != "call_function":
+        return
+    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        node.target = _out_of_place(node.target)
+    if calls(node, *_NAMED_PADDINGS):
+        _write_padding_out(graph, node)
+    if calls(node, *CONVOLUTIONS) and _misses_its_input(node):
+        _pad_beforehand(graph, node)
+    if calls(node, aten.view.default):
+        # Without the copies that are left out below, the memory may lie otherwise.
+        node.target = aten.reshape.default
+    if calls(node, *_DROPOUTS, *_IDENTITIES):
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        graph.erase_node(node)
+
+
+def _write_padding_out(graph: fx.Graph, node: fx.Node) -> None:
+    """`padding="same"` as numbers, so that later passes know one form of a convolution.
+
+    Where an odd total cannot be halved, the larger half comes last, in a padding of its own.
+    """
+    defaults = (None, None, None, [1], "valid", [1], 1)
+    arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
+    source, weight, bias, strides, padding, dilations, groups = arguments
+    kernel = weight.meta["val"].shape[2:]
+    strides, dilations = (list(values) * (len(kernel) // len(values)) for values in (strides, dilations))
+    totals = [d * (size - 1) if padding == "same" else 0 for d, size in zip(dilations, kernel)]
+    if any(total % 2 for total in totals):
+        sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+        source, totals = _padded(graph, node, source, sides), [0] * len(totals)
+    node.args = (source, weight, bias, strides, [total // 2 for total in totals], dilations, groups)
+    node.target = _NAMED_PADDINGS[node.target]
+
+
+def _misses_its_input(node: fx.Node) -> bool:
+    """Whether a column of a convolution's result reads nothing but padding.
+
+    Where it has a bias and its input lies in the channels_last layout, oneDNN crashes at a block of such columns (3.12
+    in torch 2.14, seen of dilated kernels only: https://github.com/uxlfoundation/oneDNN/issues/5942).
+    """
+    width, kernel = (part.meta["val"].shape[-1] for part in node.args[:2])  # type: ignore[union-attr]
+    stride, padding, dilation = (argument(node, index, [usual])[-1] for index, usual in ((3, 1), (4, 0), (5, 1)))
+    reach = dilation * (kernel - 1) + 1
+    starts = range(-padding, width + padding - reach + 1, stride)
+    return any(not any(0 <= at < width for at in range(start, start + reach, dilation)) for start in starts)
+
+
+def _pad_beforehand(graph: fx.Graph, node: fx.Node) -> None:
+    """The zeros around a convolution's input as a padding of its own, so that it reads what is there."""
+    source, weight, bias, strides, padding, *rest = node.args
+    padding = list(padding) * ((weight.meta["val"].dim() - 2) // len(padding))  # type: ignore
+    sides = [side for size in reversed(padding) for side in (size, size)]
+    node.args = (_padded(graph, node, source, sides), weight, bias, strides, [0] * len(padding), *rest)  # type: ignore
+
+
+def _padded(graph: fx.Graph, node: fx.Node, source: fx.Node, sides: list[int]) -> fx.Node:
+    """A tensor with zeros around it, for `node` to read."""
+    with graph.inserting_before(node):
+        padded = graph.call_function(aten.pad.default, (source, sides))
+    padded.meta["val"] = torch.nn.functional.pad(source.meta["val"], sides)
+    return padded
+
+
+def _out_of_place(operator: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    """`aten.relu_.default` -> `aten.relu.default`. Later readers already name the result of the in-place call."""
+    packet = getattr(aten, operator._schema.name.partition("::")[2].removesuffix("_"), None)
+    twin = getattr(packet, operator._overloadname, None)
+    if twin is None or twin is operator:
+        raise CaptureError(f"the network changes a tensor in place ({operator}); write it without the in-place call.")
+    return twin  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Every form that a network can be given in."""

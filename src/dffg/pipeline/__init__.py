@@ -1,0 +1,1 @@
+"""The steps of a command in order, and what they share."""

@@ -1,0 +1,104 @@
+"""The images of a run: made, given, or those beside an earlier result; and the held-out ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dffg.config import SynthesisConfig
+from dffg.errors import InputError
+from dffg.evaluation.data import Data
+from dffg.graph.captured import Captured
+from dffg.images import SyntheticSet
+from dffg.pipeline.run import Run
+from dffg.report.result import IMAGES_FILE, Images, Report
+from dffg.spec import Array, ImageSpec
+from dffg.storage.checkpoint import Checkpoint
+from dffg.synthesis.snapshots import passes_per_chain, snapshots_per_chain
+from dffg.synthesis.synthesize import synthesize_set
+
+_HELD_OUT_SEED_OFFSET = 1_000_003
+# Noise is all alike: more of it gives no other ranges.
+_NOISE_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Images for calibration, in memory, and where they came from."""
+
+    inputs: Array
+    made: SyntheticSet | None
+    description: Images
+
+
+def calibration_images(
+    run: Run, config: SynthesisConfig, data: Data | None, checkpoint: Checkpoint | None
+) -> Calibration:
+    """The first of the data that is given, or else images made for this run."""
+    if data is not None:
+        shape = run.captured.spec.shape
+        if data.spec.shape != shape:
+            raise InputError(f"calibration data has shape {data.spec.shape}, the network takes {shape}.")
+        inputs = np.concatenate(list(data.first(config.count).batches()))
+        description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
+        return Calibration(inputs=inputs, made=None, description=description)
+    made = synthesize_set(
+        run.network,
+        config,
+        progress=run.progress,
+        checkpoint=checkpoint,
+        memory_limit=run.memory_limit,
+        workers=run.workers,
+    )
+    description = Images(
+        source=_source(config),
+        count=len(made),
+        chains=len(made.losses),
+        steps=config.steps,
+        passes=passes_per_chain(config),
+    )
+    return Calibration(inputs=made.inputs, made=made, description=description)
+
+
+def images_beside(directory: Path, captured: Captured, earlier: Report, count: int | None) -> Calibration | None:
+    """The images of an earlier result, where they are as many as asked for."""
+    made = SyntheticSet.load(directory / IMAGES_FILE) if earlier.synthesis else None
+    if made is None or (count is not None and count > len(made)):
+        return None
+    if made.spec.shape != captured.spec.shape:
+        raise InputError(f"the images in {directory} have shape {made.spec.shape}, not {captured.spec.shape}.")
+    made = made.first(count or len(made))
+    return Calibration(inputs=made.inputs, made=made, description=replace(earlier.images, count=len(made)))
+
+
+def save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
+    """As `SyntheticSet` does, or as an array of the same name where they were given."""
+    if images.made is not None:
+        images.made.save(path)
+    elif spec.is_pixels:
+        np.savez_compressed(path, images=spec.to_uint8(images.inputs))
+    else:
+        np.savez_compressed(path, features=images.inputs)
+
+
+def held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
+    """Images of another seed, never seen in calibration: those kept of one chain of ours, whatever calibrated."""
+    if not config.is_fast_gradient:
+        config = SynthesisConfig(count=config.count, seed=config.seed)
+    count = min(config.count, config.batch_size * snapshots_per_chain(config))
+    held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
+    made = synthesize_set(run.network, held_out, progress=run.progress, memory_limit=run.memory_limit)
+    return torch.from_numpy(made.inputs)
+
+
+def noise_images(captured: Captured, seed: int) -> Array:
+    """N(0, 1) network inputs, what many calibrate with where they have no data: (count, *shape)."""
+    return synthesize_set(captured, SynthesisConfig(generator="noise", count=_NOISE_IMAGES, seed=seed)).inputs
+
+
+def _source(config: SynthesisConfig) -> str:
+    return "synthetic images" + ("" if config.generator == "dffg" else f" by {config.generator}")

@@ -1,0 +1,1 @@
+"""Calibration images from what a network remembers."""
