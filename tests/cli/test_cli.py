@@ -706,6 +706,7 @@ BAD = {
     "wrong-channels": ((f"{MODULE}:tiny", "--input", "1x16x16"), "fails on an input of shape 1x16x16", "--input CxHxW"),
     "wrong-rank": ((f"{MODULE}:tiny", "--input", "16"), "fails on an input of shape 16", "--input CxHxW"),
     "no-shape": ((f"{MODULE}:tiny",), "the shape of the input is unknown; give it with --input"),
+    "shape-empty": ((f"{MODULE}:TwoInputs", "--input", "3x16x16/"), "the shape of the input is unknown; give it with"),
     "shape-text": ((f"{MODULE}:tiny", "--input", "3,16,16"), "cannot read input shape '3,16,16'; write it like 3x224"),
     "shape-zero": ((f"{MODULE}:tiny", "--input", "3x0x16"), "is not usable; give CxHxW with positive sizes"),
     "weights-unfit": (

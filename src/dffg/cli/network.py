@@ -39,7 +39,7 @@ def describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpe
 
     names = ("input_shape", "mean", "std", "bounds")
     given = {name: str(options[name]).split("/") for name in names if options.get(name)}
-    if known is None and "input_shape" not in given:
+    if known is None and not all(given.get("input_shape", [""])):
         raise InputError("the shape of the input is unknown; give it with --input, like --input 3x224x224.")
     inputs = list(known.inputs) if isinstance(known, JointSpec) else [known] * len(given.get("input_shape", [known]))
     for name, values in given.items():
