@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dffg.images import SyntheticSet
     from dffg.machine.distributed import ray_workers
     from dffg.models.load import load_model
-    from dffg.pipeline.steps import evaluate, finetune, quantize
+    from dffg.pipeline.evaluate import evaluate
+    from dffg.pipeline.steps import finetune, quantize
     from dffg.quant.decide import simulate
     from dffg.report.result import Result
     from dffg.spec import ImageSpec, JointSpec
@@ -47,18 +48,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "captured": ("Captured", "capture"),
+    "graph.captured": ("Captured", "capture"),
     "config": ("ArrayConfig", "LearningConfig", "QuantizationConfig", "Scheme", "SynthesisConfig"),
-    "distributed": ("ray_workers",),
+    "machine.distributed": ("ray_workers",),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),
     "images": ("SyntheticSet",),
-    "models": ("load_model",),
-    "pipeline": ("evaluate", "finetune", "quantize"),
+    "models.load": ("load_model",),
+    "pipeline.evaluate": ("evaluate",),
+    "pipeline.steps": ("finetune", "quantize"),
     "quant.decide": ("simulate",),
     "report.result": ("Result",),
     "spec": ("ImageSpec", "JointSpec"),
-    "synthesis": ("synthesize", "synthesize_set"),
+    "synthesis.synthesize": ("synthesize", "synthesize_set"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

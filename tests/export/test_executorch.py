@@ -15,7 +15,8 @@ from dffg.evaluation.data import load_data
 from dffg.export.executorch import RUNTIME, _in_torch_operators, count_kernels, open_file, write, write_float
 from dffg.export.verification import match_simulation
 from dffg.graph.captured import capture
-from dffg.pipeline.steps import evaluate, quantize
+from dffg.pipeline.evaluate import evaluate
+from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized

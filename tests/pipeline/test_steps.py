@@ -23,7 +23,8 @@ from dffg.evaluation.data import load_data
 from dffg.evaluation.metrics import Accuracy, compare
 from dffg.graph.captured import capture
 from dffg.images import SyntheticSet
-from dffg.pipeline.steps import evaluate, quantize
+from dffg.pipeline.evaluate import evaluate
+from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
 from dffg.report.html import rebuild
 from dffg.report.result import Result
@@ -128,6 +129,12 @@ def test_data_that_cannot_score_is_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         quantize(digits.model, tmp_path / "out", spec=SPEC, evaluation=data, on_stage=stages.append)
     assert stages == ["capture"]
+
+
+@pytest.mark.parametrize("given", [{"input_shape": (1, 8, 8)}, {"spec": ImageSpec(shape=(1, 8, 8))}])
+def test_another_input_of_a_captured_network_is_refused(digits: Digits, tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the network is captured, with its input"):
+        quantize(capture(digits.model, spec=SPEC), tmp_path / "out", **given)
 
 
 def test_a_network_that_answers_with_no_axis_for_classes_is_refused(digits: Digits, tmp_path: Path) -> None:

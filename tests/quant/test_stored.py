@@ -46,6 +46,32 @@ def test_an_array_that_is_missing_is_named(tmp_path):
         load_parameters(tmp_path / "parameters.npz", module)
 
 
+@pytest.mark.parametrize(
+    ("entry", "change", "message"),
+    [
+        ("scale", lambda scale: 0 * scale, "a scale that is no positive number"),
+        ("scale", lambda scale: scale * np.nan, "a scale that is no positive number"),
+        ("scale", lambda scale: scale.astype(np.int32) + 1, "a scale that is no positive number"),
+        ("scale", lambda scale: scale.reshape(-1)[:1].repeat(2), "no integer as a zero point for every scale"),
+        ("zero_point", lambda zero_point: zero_point + np.float32(0.5), "no integer as a zero point for every scale"),
+        ("limits", lambda limits: limits[::-1].copy(), "limits that are no two integers"),
+        ("limits", lambda limits: limits + 0.5, "limits that are no two integers"),
+        ("levels", lambda levels: levels.astype(np.float32), "integers out of range"),
+        ("levels", lambda levels: levels.astype(np.int32) + 1000, "integers out of range"),
+        ("levels", lambda levels: levels[1:], "no scale for every output"),
+        ("bias", lambda bias: bias[1:], "no bias for every output"),
+        ("bias", lambda bias: bias * np.inf, "no bias for every output"),
+    ],
+)
+def test_arrays_that_nobody_can_compute_with_are_refused(entry, change, message, tmp_path):
+    module, parameters = start("conv")
+    arrays = {name: value.numpy() for name, value in tensors_of(parameters).items()}
+    name = next(name for name in arrays if name.startswith("layer/") and name.endswith(f"/{entry}"))
+    np.savez(tmp_path / "parameters.npz", **{**arrays, name: change(arrays[name])})
+    with pytest.raises(InputError, match=rf"its arrays are not those that quantize writes \(({message})\)"):
+        load_parameters(tmp_path / "parameters.npz", module)
+
+
 def test_other_arrays_are_no_parameters(tmp_path):
     np.savez(tmp_path / "parameters.npz", images=np.zeros(3))
     with pytest.raises(InputError, match="cannot read"):

@@ -88,7 +88,7 @@ def test_the_page_says_what_the_report_says():
         "dffg quantize demo:network --out out",
         "dffg 0.1.0, seed 7",
         "burn in 12",
-        "bias correction none",
+        "bias correction analytic",
         "model.onnx 00",
     ):
         assert expected in page.words, expected

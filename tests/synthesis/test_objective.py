@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dffg.graph.captured import Captured, capture
 from dffg.spec import ImageSpec
 from dffg.synthesis.objective import Objective
-from dffg.synthesis.probe import Moments, Probe, Target, compare, moments, target_of
+from dffg.synthesis.probe import Moments, Probe, StatisticsTarget, compare, moments, target_of
 from dffg.synthesis.statistics import batch_norm_inputs, batch_norm_statistics_loss
 from tests.networks import NETWORKS, captured, inputs, network, randomize
 
@@ -176,7 +176,7 @@ def test_measures_are_the_documented_formula(per_image):
     activation = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=generator)
     mean, std, floor, sd = (torch.rand(3, generator=generator, dtype=torch.float64) + 0.1 for _ in range(4))
     live = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
-    target = Target(mean=mean, std=std, floor=floor, remembered_std=sd, live=live)
+    target = StatisticsTarget(mean=mean, std=std, floor=floor, remembered_std=sd, live=live)
     layer = compare(*moments(activation, per_image), target)
     images = activation[:, None] if per_image else activation[None]
     for index, group in enumerate(images):

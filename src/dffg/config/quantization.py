@@ -96,8 +96,8 @@ class QuantizationConfig:
         inputs = self.candidates if self.budget_kind == "bops" else (self.input_bits,)
         outer = () if self.first_last_bits is None else (self.first_last_bits,)
         for what, least, widths in (
-            ("weights", self.runtime.weight_bits, (*weights, *outer)),
-            ("activations", self.runtime.activation_bits, (*inputs, *outer, self.other_bits)),
+            ("weights", self.rules.weight_bits, (*weights, *outer)),
+            ("activations", self.rules.activation_bits, (*inputs, *outer, self.other_bits)),
         ):
             bits = min(widths)
             require(
@@ -105,12 +105,12 @@ class QuantizationConfig:
                 f"{self.target} cannot run {what} of {bits} bits; choose {least} or more, or another target.",
             )
         require(
-            self.budget_kind != "size" or self.runtime.packs,
+            self.budget_kind != "size" or self.rules.packs,
             f"files for {self.target} store every weight in 8 bits, so no widths reach a size; give bops= or bits=.",
         )
 
     @property
-    def runtime(self) -> Target:
+    def rules(self) -> Target:
         """What the runtime to write for accepts."""
         return TARGETS[self.target]
 
@@ -120,7 +120,7 @@ class QuantizationConfig:
         # A file stores weights in 2, 4 or 8 bits.
         possible = (2, 4, 8) if self.budget_kind == "size" else (2, 3, 4, 5, 6, 8)
         fill(self, "activation_bits", _FULL_BITS)
-        fill(self, "candidate_bits", ",".join(str(bits) for bits in possible if bits >= self.runtime.weight_bits))
+        fill(self, "candidate_bits", ",".join(str(bits) for bits in possible if bits >= self.rules.weight_bits))
         for bits in (self.input_bits, *self.candidates):
             Scheme(bits, bits)
 

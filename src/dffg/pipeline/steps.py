@@ -12,18 +12,16 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dffg.config import AUTO, LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import DffgError, InputError, first_line
-from dffg.evaluation.data import Data, check_folders
-from dffg.evaluation.metrics import Score, score
-from dffg.export.runtimes import runtime_for, runtime_of
+from dffg.errors import InputError
+from dffg.evaluation.data import Data
+from dffg.export.runtimes import runtime_of
 from dffg.export.verification import Ticks, no_ticks
 from dffg.graph.captured import Captured, capture
 from dffg.graph.nodes import moved
 from dffg.machine.device import device_named
-from dffg.onnx_file import output_names
 from dffg.pipeline.calibration import Calibration, calibration_images, images_beside, noise_images
 from dffg.pipeline.finish import finish
-from dffg.pipeline.measure import answers_of, check_answer
+from dffg.pipeline.measure import check_answer
 from dffg.pipeline.run import (
     SHOWN_DIGITS,
     Clock,
@@ -48,7 +46,7 @@ from dffg.report.result import (
 )
 from dffg.spec import Array, ImageSpec
 from dffg.storage.output import file_hash
-from dffg.synthesis.fitting import fitting, is_out_of_memory
+from dffg.synthesis.fitting import fitting
 from dffg.synthesis.synthesize import ProgressCallback
 
 if TYPE_CHECKING:
@@ -228,7 +226,7 @@ def _finetune(
     captured, clock = run.captured, run.clock
     with clock.stage("capture"):
         float_module, _ = prepare_float(captured, replace(quantization, equalize=earlier.equalized))
-        parameters = load_parameters(quantized / PARAMETERS_FILE, float_module, quantization.runtime)
+        parameters = load_parameters(quantized / PARAMETERS_FILE, float_module, quantization.rules)
     with clock.stage("synthesis"):
         calibration = images_beside(quantized, captured, earlier, images)
         if calibration is None:
@@ -249,41 +247,11 @@ def _captured(
     input_shape: tuple[int, ...] | None,
     name: str | None,
 ) -> Captured:
-    return model if isinstance(model, Captured) else capture(model, spec=spec, input_shape=input_shape, name=name)
-
-
-def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = None) -> Score:
-    """Top-1 of a file on labelled data, in the runtime that its name's ending tells."""
-    path = Path(path)
-    if data.labels is None:
-        raise InputError("the data has no labels; load it with labelled=True.")
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; name the file in it, like {path / 'model.onnx'}.")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.")
-    _refuse_several_outputs(path)
-    try:
-        (outputs,) = answers_of(runtime_for(path), [path], data, Clock(None, on_count).ticks)
-    except DffgError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"{path} cannot be run on examples of shape {data.spec.shape} in batches: {first_line(error)}; give the "
-            "shape that it takes by --input, and a file whose batch is not fixed."
-        ) from error
-    check_folders(outputs.shape[1], data)
-    return score(outputs, data.labels)
-
-
-def _refuse_several_outputs(path: Path) -> None:
-    names = output_names(path) if path.suffix == ".onnx" else []
-    if len(names) > 1:
-        raise InputError(
-            f"{path} has {len(names)} outputs ({', '.join(names)}), and top-1 is that of one; give a file whose only "
-            "output is the classes."
-        )
+    if not isinstance(model, Captured):
+        return capture(model, spec=spec, input_shape=input_shape, name=name)
+    if input_shape is not None or spec not in (None, model.spec):
+        raise InputError("the network is captured, with its input; leave spec and input_shape out, or capture it anew.")
+    return model
 
 
 def _learn(run: Run, decided: Decided, images: Calibration, config: LearningConfig, seed: int) -> Decided:

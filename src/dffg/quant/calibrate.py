@@ -59,7 +59,7 @@ def choose_ranges(
 ) -> dict[str, QParams]:
     """Turn what was observed into scale and zero point; the input gets the legal pixel range, an answer twice what
     was seen."""
-    bits, signed = widths.activations, config.runtime.signed
+    bits, signed = widths.activations, config.rules.signed
     choose = ACTIVATION_RANGES[config.activation_ranges]
     ranges = {
         name: choose(histogram.mirrored() if signed else histogram, bits[name], config)

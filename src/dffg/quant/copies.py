@@ -25,11 +25,11 @@ def with_narrow_copies(module: fx.GraphModule, config: QuantizationConfig) -> fx
     """
     if config.budget_kind == "bops":
         return module
-    narrow = _narrow_layers(module, place(module, config.runtime), config)
+    narrow = _narrow_layers(module, place(module, config.rules), config)
     if not narrow:
         return module
     module = copy_module(module)
-    for tensor in [node for node, source in place(module, config.runtime).source.items() if source is node]:
+    for tensor in [node for node, source in place(module, config.rules).source.items() if source is node]:
         readers = [user for user in tensor.users if _leads_to(user, narrow)]
         if readers and len(readers) < len(tensor.users):
             _insert(module, tensor, readers)

@@ -80,7 +80,7 @@ def decide(captured: Captured, images: Iterable[Tensor], config: QuantizationCon
 def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfig) -> Seen:
     """Fold, equalize and observe every tensor that will be quantized."""
     float_module, moments = prepare_float(captured, config)
-    placement = place(float_module, config.runtime, propagate(float_module, moments).keys())
+    placement = place(float_module, config.rules, propagate(float_module, moments).keys())
     return Seen(
         float_module=float_module,
         placement=placement,
@@ -98,7 +98,7 @@ def settle(seen: Seen, widths: BitWidths, config: QuantizationConfig) -> Paramet
     parameters = Parameters(
         activations=choose_ranges(seen.histograms, seen.placement, seen.spec, widths, config),
         layers=round_layers(seen.float_module, widths, config),
-        target=config.runtime,
+        target=config.rules,
     )
     if config.bias_correction == "analytic":
         return correct_biases(parameters, expected_errors(seen.float_module, parameters, seen.moments))

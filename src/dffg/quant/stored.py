@@ -84,13 +84,34 @@ def _parts(stored: dict[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]
 
 
 def _to_qparams(part: dict[str, Tensor]) -> QParams:
-    low, high = part["limits"].tolist()
-    axis = 0 if part["scale"].dim() else None
-    return QParams(scale=part["scale"], zero_point=part["zero_point"], quant_min=low, quant_max=high, axis=axis)
+    scale, zero_point, (low, high) = part["scale"], part["zero_point"], part["limits"].tolist()
+    _require(_are_finite(scale) and bool((scale > 0).all()), "a scale that is no positive number")
+    _require(
+        zero_point.shape == scale.shape and not zero_point.is_floating_point(),
+        "no integer as a zero point for every scale",
+    )
+    _require(isinstance(low, int) and isinstance(high, int) and low < high, "limits that are no two integers")
+    axis = 0 if scale.dim() else None
+    return QParams(scale=scale, zero_point=zero_point, quant_min=low, quant_max=high, axis=axis)
 
 
 def _to_layer(part: dict[str, Tensor]) -> LayerParameters:
-    return LayerParameters(levels=part["levels"], qparams=_to_qparams(part), bias=part.get("bias"))
+    levels, qparams, bias = part["levels"], _to_qparams(part), part.get("bias")
+    low, high, outputs = qparams.quant_min, qparams.quant_max, levels.shape[:1]
+    fit = (levels >= low) & (levels <= high)
+    _require(not levels.is_floating_point() and bool(fit.all()), "integers out of range")
+    _require(qparams.scale.shape == outputs, "no scale for every output")
+    _require(bias is None or (bias.shape == outputs and _are_finite(bias)), "no bias for every output")
+    return LayerParameters(levels=levels, qparams=qparams, bias=bias)
+
+
+def _are_finite(values: Tensor) -> bool:
+    return values.is_floating_point() and bool(values.isfinite().all())
+
+
+def _require(condition: bool, else_has: str) -> None:
+    if not condition:
+        raise ValueError(else_has)
 
 
 def _fits(parameters: Parameters, module: fx.GraphModule) -> bool:

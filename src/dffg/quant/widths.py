@@ -78,7 +78,7 @@ def with_known_range(config: QuantizationConfig) -> QuantizationConfig:
     """The configuration with `reduce_range` as this processor needs it, where it was left open."""
     if config.reduce_range is not None:
         return config
-    return replace(config, reduce_range=config.runtime.adds_pairs and adds_in_16_bits())
+    return replace(config, reduce_range=config.rules.adds_pairs and adds_in_16_bits())
 
 
 def reduced(widths: BitWidths, module: fx.GraphModule, placement: Placement) -> BitWidths:

@@ -14,14 +14,14 @@ from dffg.quant.widths import PAIR_BITS, REDUCED_BITS
 def width_notes(quantized: Quantized, config: QuantizationConfig) -> tuple[str, ...]:
     """What fewer than 8 bits bring, and what they do not; on which processors 8 are too many."""
     notes = []
-    widths, packed = {layer.weight_bits for layer in quantized.layers}, MOST_PACKED_BITS if config.runtime.packs else 0
+    widths, packed = {layer.weight_bits for layer in quantized.layers}, MOST_PACKED_BITS if config.rules.packs else 0
     if config.reduce_range and REDUCED_BITS in widths:
         widths -= {REDUCED_BITS}
         notes.append(
             "weights are kept within 7 bits, as x86 CPUs without VNNI need, which add products in 16 bits; a file for "
             "other CPUs can have 8, by --reduce-range false"
         )
-    elif config.runtime.adds_pairs and any(
+    elif config.rules.adds_pairs and any(
         layer.weight_bits + layer.activation_bits > PAIR_BITS for layer in quantized.layers
     ):
         where = "this CPU" if adds_in_16_bits() else "x86 CPUs without VNNI"

@@ -7,7 +7,8 @@ that BatchNorm itself need not be computed and
     (s_x^2 + eps) / (running_var + eps) = (s_y / weight_bn)^2 + eps / (running_var + eps)
 
 A BatchNorm that cannot be folded is measured at its own input; both cases are one formula with other constants
-(`Target`). What is done with the statistics is a matter of a few small tensors and plain autograd: see `objective.py`.
+(`StatisticsTarget`). What is done with the statistics is a matter of a few small tensors and plain autograd: see
+`objective.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class StatisticsTarget:
     """Where a BatchNorm is measured, an activation of this mean and standard deviation is perfect; all (channels,)."""
 
     mean: Tensor
@@ -119,7 +120,7 @@ def _watch_one(graph: fx.Graph, node: fx.Node, per_image: fx.Node) -> tuple[fx.N
     return mean, var
 
 
-def target_of(record: FoldRecord) -> Target:
+def target_of(record: FoldRecord) -> StatisticsTarget:
     """Constants for the place where a BatchNorm is measured."""
     norm = record.norm
     total_var = norm.running_var + norm.eps
@@ -129,7 +130,7 @@ def target_of(record: FoldRecord) -> Target:
     else:
         mean = torch.zeros_like(total_var) if norm.bias is None else norm.bias
         std = torch.ones_like(total_var) if norm.weight is None else norm.weight
-    return Target(
+    return StatisticsTarget(
         mean=mean,
         std=torch.where(live > 0, std, 1.0),
         floor=norm.eps / total_var,
@@ -138,9 +139,9 @@ def target_of(record: FoldRecord) -> Target:
     )
 
 
-def _side_by_side(targets: Sequence[Target]) -> Target:
-    names = [field.name for field in fields(Target)]
-    return Target(**{name: torch.cat([getattr(target, name) for target in targets]) for name in names})
+def _side_by_side(targets: Sequence[StatisticsTarget]) -> StatisticsTarget:
+    names = [field.name for field in fields(StatisticsTarget)]
+    return StatisticsTarget(**{name: torch.cat([getattr(target, name) for target in targets]) for name in names})
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:
@@ -149,7 +150,7 @@ def _joined(values: Sequence[Tensor]) -> Tensor:
     return torch.cat([value if images is None else value.expand(images, -1) for value in values], dim=-1)
 
 
-def compare(mean: Tensor, var: Tensor, target: Target) -> LayerStatistics:
+def compare(mean: Tensor, var: Tensor, target: StatisticsTarget) -> LayerStatistics:
     """Mean and biased variance of one activation, (channels,) or (batch, channels), beside its target."""
     ratio = (var / target.std.square() + target.floor).sqrt()
     return LayerStatistics(
