@@ -22,8 +22,8 @@ from dffg.graph.captured import Captured, capture
 from dffg.graph.fold import fold_batch_norms
 from dffg.handover import INPUT_NAME, nncf_dataset
 from dffg.images import SyntheticSet
+from dffg.machine.environment import package_version
 from dffg.quant.placement import prepare
-from dffg.report.environment import package_version
 from dffg.spec import Array
 from dffg.synthesis.synthesize import synthesize_set
 

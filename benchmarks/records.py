@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dffg.report.environment import describe_environment
+from dffg.machine.environment import describe_environment
 
 # Another folder, for runs whose results are not to be kept.
 RESULTS = Path(os.environ.get("DFFG_BENCHMARK_RESULTS") or Path(__file__).parent / "results")

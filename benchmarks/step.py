@@ -1,7 +1,7 @@
 """What one pass of synthesis costs beside the convolutions that it cannot do without, in one run, in turns.
 
 floor      the network's convolutions and linear layers alone, forward and backward to their inputs
-reference  the loss as `statistics.py` writes it, on the network as it was captured, by autograd
+reference  the loss as `synthesis/statistics.py` writes it, on the network as it was captured, by autograd
 fast       what synthesis runs
 zeroq      an iteration of Adam on ZeroQ's loss, on the same folded network
 mct        an iteration of Sony MCT, where its environment is there; on a CPU only

@@ -121,7 +121,7 @@ class RunningMix:
 
 
 def plain_formulation(captured: Captured, config: SynthesisConfig) -> Callable[[Tensor], Tensor]:
-    """Our loss as `statistics.py` writes it, by autograd on the network as it was captured."""
+    """Our loss as `synthesis/statistics.py` writes it, by autograd on the network as it was captured."""
     network, per_image = batch_norm_inputs(captured), config.statistics == "image"
 
     def loss(images: Tensor) -> Tensor:

@@ -112,9 +112,11 @@ def test_unfinished_work_of_another_version_is_refused(stopped: Path, monkeypatc
 
 
 def test_unfinished_work_of_other_code_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dffg.pipeline.run, "fingerprint_of_code", lambda folder: "0" * 64)
+    folders = []
+    monkeypatch.setattr(dffg.pipeline.run, "fingerprint_of_code", lambda folder: folders.append(folder) or "0" * 64)
     with pytest.raises(OutputError, match=r"the code of dffg was [0-9a-f]{12} and is 0{12}"):
         run(stopped)
+    assert set(folders) == {Path(dffg.__file__).parent}
 
 
 def test_a_fingerprint_of_code_is_of_names_and_bytes(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_nothing_that_is_read_is_run(path: Path) -> None:
     assert misuses(path.read_text(encoding="utf-8")) == []
 
 
-def test_code_is_loaded_in_two_places_only() -> None:
+def test_code_is_loaded_in_these_places_only() -> None:
     for name, places in ALLOWED.items():
         found = [
             path.relative_to(SOURCE).as_posix()

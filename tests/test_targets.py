@@ -30,7 +30,7 @@ def placed(body: Body, target: object) -> dict[str, str]:
 
 def test_the_names_are_those_of_the_command_line():
     assert list(TARGETS) == ["onnxruntime", "openvino", "tensorrt", "torch", "executorch"]
-    assert all(QuantizationConfig(target=name).runtime.name == name for name in TARGETS)
+    assert all(QuantizationConfig(target=name).rules.name == name for name in TARGETS)
 
 
 @pytest.mark.parametrize("target", [OPENVINO, TORCH])

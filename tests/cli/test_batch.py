@@ -9,7 +9,8 @@ import torch
 
 from dffg.config import SynthesisConfig
 from dffg.errors import InputError
-from dffg.synthesis.fitting import bytes_per_image, fitting, is_out_of_memory
+from dffg.machine.device import is_out_of_memory
+from dffg.synthesis.fitting import bytes_per_image, fitting
 from tests.networks import captured
 
 
@@ -51,7 +52,7 @@ def test_without_a_limit_what_is_available_is_used():
 
 _ALLOCATE = """
 import resource, torch
-from dffg.synthesis.fitting import is_out_of_memory
+from dffg.machine.device import is_out_of_memory
 torch.zeros(1)
 resource.setrlimit(resource.RLIMIT_AS, (2**20, 2**20))
 try:
@@ -70,7 +71,7 @@ def test_a_real_failure_to_allocate_is_recognised():
 _RUN = """
 import resource, numpy, onnxruntime
 from onnx import TensorProto, helper
-from dffg.synthesis.fitting import is_out_of_memory
+from dffg.machine.device import is_out_of_memory
 from dffg.export.onnxruntime import session
 values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in "xy"]
 sizes = [helper.make_tensor("size", TensorProto.INT64, [1], [2**33])]

@@ -428,6 +428,8 @@ def test_finetune_on_fewer_images_says_and_keeps_which(here, learned):
     kept, all_of_them = (SyntheticSet.load(place / "images.npz") for place in (out, learned[1]))
     np.testing.assert_array_equal(kept.inputs, all_of_them.inputs[:3])
     assert sum(snapshot.count for snapshot in kept.snapshots) == 3
+    again = run("finetune", *TINY, "--from", out, "--out", here / "again", "--steps", "1", "--json")
+    assert json.loads(again.out)["seed"] == 5
 
 
 def test_finetune_makes_more_images_where_more_are_asked_for(here, learned):

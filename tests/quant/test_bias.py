@@ -14,8 +14,9 @@ from dffg.quant.affine import dequantize
 from dffg.quant.bias import correct_biases, expected_errors, measured_errors
 from dffg.quant.decide import simulate
 from dffg.quant.moments import batch_norm_moments
-from dffg.quant.parameters import Parameters, round_layers
+from dffg.quant.parameters import Parameters
 from dffg.quant.placement import place, prepare
+from dffg.quant.rounding import round_layers
 from dffg.quant.widths import quantized_layers, uniform_widths
 from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, inputs, randomize

@@ -22,8 +22,9 @@ from dffg.quant.learned import (
     where_weight_is,
 )
 from dffg.quant.learned_network import LearnedNetwork
-from dffg.quant.parameters import LayerParameters, Parameters, round_layers
+from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import place, prepare
+from dffg.quant.rounding import round_layers
 from dffg.quant.simulate import insert
 from dffg.quant.widths import uniform_widths
 from tests.networks import NETWORKS, captured, inputs

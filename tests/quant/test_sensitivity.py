@@ -9,8 +9,8 @@ from dffg.config import QuantizationConfig
 from dffg.graph.fold import fold_batch_norms
 from dffg.graph.nodes import Tap, copy_module
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
-from dffg.quant.parameters import round_layers
 from dffg.quant.placement import place, prepare
+from dffg.quant.rounding import round_layers
 from dffg.quant.sensitivity import MEASURES, FloatRun, dependents, measure_inputs, measure_weights, relative_noise
 from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
 from tests.networks import NETWORKS, captured, inputs

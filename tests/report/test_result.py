@@ -14,11 +14,11 @@ from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.runtime import Kernels
 from dffg.export.verification import SimulationMatch
+from dffg.machine.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
 from dffg.quant.widths import BitWidths
 from dffg.report.comparison import run_of
-from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.result import Agreement, Images, Latency, Layer, Result, Seconds, find_problems, load_report
 from dffg.report.terminal import describe_accuracy, render, render_batch
 from dffg.spec import ImageSpec

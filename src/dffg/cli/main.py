@@ -13,7 +13,7 @@ import click
 from dffg.cli.batch import batch
 from dffg.cli.look import evaluate, inspect, report
 from dffg.cli.quantize import finetune, quantize
-from dffg.cli.recipes import recipe
+from dffg.cli.recipe import recipe
 from dffg.cli.synthesize import synthesize
 from dffg.cli.terminal import INTERRUPTED
 from dffg.errors import DffgError, first_line
@@ -58,7 +58,7 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    from dffg.synthesis.fitting import is_out_of_memory
+    from dffg.machine.device import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -73,7 +73,7 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
     "--images", type=click.IntRange(min=1), help="Images to learn from  [default: those that lie beside the network]"
 )
 @click.option("--target", type=click.Choice(list(TARGETS)), help="Runtime to write for  [default: the earlier one]")
-@click.option("--seed", type=int, default=SynthesisConfig.seed, show_default=True, help="Seed of every random choice.")
+@click.option("--seed", type=int, help="Seed of every random choice  [default: that of the earlier result]")
 @device_option
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled data to measure accuracy on.")
 @click.option("--force", is_flag=True, help="Overwrite an earlier result.")
@@ -84,7 +84,7 @@ def finetune(
     steps: int,
     images: int | None,
     target: str | None,
-    seed: int,
+    seed: int | None,
     force: bool,
     quiet: bool,
     as_json: bool,

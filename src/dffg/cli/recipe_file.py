@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NAME = "recipe"
 # Say where a command runs, not what it does.
 _WHERE = frozenset({"ray", "workers"})
-_PLACES = "dffg.recipe.places"
+_PLACES = "dffg.cli.recipe_file.places"
 _MOST_BYTES = 10**6
 _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map"))

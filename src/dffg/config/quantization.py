@@ -23,7 +23,7 @@ _MIXED_OPTIONS = ("budget", "activation_bits", "candidate_bits")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationConfig:
-    """How ranges are chosen and for which runtime."""
+    """How ranges, integers and biases are chosen, and for which runtime."""
 
     bits: str = option("W8A8", "Bit widths of weights and activations, 2 to 8; or mixed, chosen to fit --budget.")
     first_last_bits: int | None = option(
@@ -60,11 +60,15 @@ class QuantizationConfig:
     equalize: str | None = option(
         None,
         "Even out channels: the ranges of activations, where that helps on the images (auto) or always, or the weights "
-        "of consecutive layers  [default: none at 8 bits; auto below]",
+        "of consecutive layers  [default: none with activations of 8 bits; auto below]",
         EQUALIZATIONS,
     )
     absorb_biases: bool = option(False, "Move what is positive in nearly all images into the next layer's bias.")
-    weight_rounding: str = option("squant", "How weights are rounded.", ROUNDINGS)
+    weight_rounding: str = option(
+        "squant",
+        "How weights are rounded: so that errors cancel within kernels and channels, or to the nearest.",
+        ROUNDINGS,
+    )
     bias_correction: str = option(
         "analytic",
         "How biases make up for the rounded weights: by BatchNorm's statistics, or by the images.",

@@ -1,1 +1,1 @@
-"""Real data and what is measured with it. Neither synthesis nor quant can import this package: that is checked."""
+"""Real data and what is measured with it. Neither graph, synthesis nor quant can import it: that is checked."""

@@ -17,6 +17,11 @@ from dffg.errors import InputError
 CPU, CUDA = "cpu", "cuda"
 # Where images are kept, ranges are chosen and files are written, whatever computes.
 HOST = torch.device(CPU)
+# What torch's own allocator says, oneDNN's, and the two of ONNX Runtime, whose errors are no RuntimeError.
+_SHORT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "could not create a primitive"),
+    *("Failed to allocate memory", "std::bad_alloc"),
+)
 
 
 def device_named(name: str) -> torch.device:
@@ -51,6 +56,14 @@ def described(device: torch.device) -> str:
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that is available."""
     return torch.cuda.mem_get_info(device)[0] if device.type == CUDA else psutil.virtual_memory().available
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a processor or an accelerator."""
+    reports = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        reports and any(text in str(error) for text in _SHORT_OF_MEMORY)
+    )
 
 
 def finish_on(device: torch.device) -> None:

@@ -8,10 +8,10 @@ from dffg.errors import DffgError, InputError, first_line
 from dffg.evaluation.data import Data, check_folders
 from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for
+from dffg.machine.device import is_out_of_memory
 from dffg.onnx_file import output_names
 from dffg.pipeline.measure import answers_of
 from dffg.pipeline.run import Clock, CountCallback
-from dffg.synthesis.fitting import is_out_of_memory
 
 
 def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = None) -> Score:

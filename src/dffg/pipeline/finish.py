@@ -14,13 +14,13 @@ from dffg.export.runtime import Runtime
 from dffg.export.runtimes import runtime_of
 from dffg.graph.fold import fold_batch_norms
 from dffg.machine.device import described
+from dffg.machine.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.pipeline.calibration import Calibration, held_out_images, save_images
 from dffg.pipeline.measure import accuracies_of, verify
 from dffg.pipeline.run import Run
 from dffg.quant.decide import Decided
 from dffg.quant.placement import prepare
 from dffg.quant.stored import save_parameters
-from dffg.report.environment import describe_environment, package_version, peak_memory_bytes
 from dffg.report.html import render_page
 from dffg.report.notes import equalization_notes, memory_notes, width_notes
 from dffg.report.result import IMAGES_FILE, PAGE_FILE, PARAMETERS_FILE, REPORT_FILE, Result

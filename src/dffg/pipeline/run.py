@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import dffg
 from dffg.config import SynthesisConfig
 from dffg.errors import DffgError, OutputError
 from dffg.evaluation.data import Data
 from dffg.graph.captured import Captured
 from dffg.machine.device import HOST
+from dffg.machine.environment import package_version
 from dffg.machine.memory import give_back, new_objects_only
 from dffg.quant.learning import LearningCallback
-from dffg.report.environment import package_version
 from dffg.report.result import Seconds
 from dffg.storage.checkpoint import Checkpoint, fingerprint, refuse_other_work
 from dffg.storage.output import check_directory, claimed, unfinished_directory
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dffg.machine.distributed import Workers
 
 SHOWN_DIGITS = 12
+PACKAGE = Path(dffg.__file__).parent
 
 StageCallback = Callable[[str], None]
 # How much of a stage is done, and of how much.
@@ -142,7 +144,7 @@ def describe_work(captured: Captured, *configs: Any, **others: Any) -> dict[str,
     """Everything that decides how long work goes, by the names of the options."""
     decisive = {
         "dffg": package_version("dffg"),
-        "the code of dffg": fingerprint_of_code(Path(__file__).parent)[:SHOWN_DIGITS],
+        "the code of dffg": fingerprint_of_code(PACKAGE)[:SHOWN_DIGITS],
         "the number of threads": torch.get_num_threads(),
         "torch": package_version("torch"),
         "the network": fingerprint(captured.module, captured.spec)[:SHOWN_DIGITS],

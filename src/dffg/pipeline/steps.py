@@ -1,4 +1,4 @@
-"""The steps in order: capture, synthesize, quantize, export, verify, report."""
+"""The steps in order: capture, synthesize, quantize; `finish.py` exports, verifies and reports."""
 
 from __future__ import annotations
 
@@ -78,16 +78,17 @@ def quantize(
 ) -> Result:
     """From a trained network to a verified quantized file in directory `out`, without data.
 
-    `out` receives `model.onnx` (or what `quantization.target` loads), `images.npz` (the images it was quantized with),
-    `parameters.npz` (all integers and scales), `report.json` and the same as a page, `report.html`, all or nothing.
-    `spec` describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `learning` says what is learned
-    from the images beyond ranges; by default, something below 8 bits. What is learned is kept in `out`.partial until
-    all is done: the same call goes on from there if it was stopped. `calibration` takes the place of synthesis, as the
-    yardstick; `evaluation` adds accuracy to the report, beside that with ranges from noise. `memory_limit`: bytes a
-    step of synthesis may take, see `synthesize_set`. `device` makes the images and learns from them, see
-    `device_named`. `workers`, of `ray_workers`, make the same images sooner. `command` is what the report says to do
-    for the same result, by default this call. `on_stage` is told which stage begins, `on_count` how much of it is done,
-    where that is counted. Raises a `DffgError` that says what to do.
+    `out` receives `model.onnx` (or what `quantization.target` loads), `images.npz` (the images it was quantized
+    with), `parameters.npz` (all integers and scales), `report.json` and the same as a page, `report.html`, all or
+    nothing. `spec` describes the input; with only `input_shape`, pixels in [0, 1] are assumed. `learning` says what
+    is learned from the images beyond ranges; by default nothing at 8 bits, the recipe balanced below. What is
+    learned is kept in `out`.partial until all is done: the same call goes on from there if it was stopped.
+    `calibration` takes the place of synthesis, as the yardstick; `evaluation` adds accuracy to the report, beside
+    that with ranges from noise. `memory_limit`: bytes a step of synthesis may take, see `synthesize_set`. `device`
+    makes the images and learns from them, see `device_named`. `workers`, of `ray_workers`, make the same images
+    sooner. `command` is what the report says to do for the same result, by default this call. `on_stage` is told
+    which stage begins, `on_count` how much of it is done, where that is counted. Raises a `DffgError` that says
+    what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
     data = {"calibration": calibration, "evaluation": evaluation}
@@ -102,6 +103,7 @@ def quantize(
             captured = _captured(model, spec, input_shape, name)
         check_answer(captured, evaluation)
         source = "real" if calibration is not None else "synthetic"
+        # Without a limit the batch is fitted when images are made, and the work does not depend on what memory is free.
         fitted = synthesis if memory_limit is None else fitting(captured, synthesis, memory_limit)
         run = Run(
             captured=captured,
@@ -158,7 +160,7 @@ def finetune(
     target: str | None = None,
     spec: ImageSpec | None = None,
     input_shape: tuple[int, ...] | None = None,
-    seed: int = SynthesisConfig.seed,
+    seed: int | None = None,
     device: str = AUTO,
     evaluation: Data | None = None,
     name: str | None = None,
@@ -172,9 +174,10 @@ def finetune(
 ) -> Result:
     """Train a network on that `quantize` has written to directory `quantized`; the result goes to `out`, as there.
 
-    `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more are
-    asked for, new ones made as those were. `device` is said in `quantize`. `target` is that of the earlier result, or
-    another that quantizes the same tensors. Stopped work goes on, and `command` is said, as in `quantize`.
+    `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more
+    are asked for, new ones made as those were. `seed` is that of the earlier result, too, where none is given.
+    `device` is said in `quantize`. `target` is that of the earlier result, or another that quantizes the same
+    tensors. Stopped work goes on, and `command` is said, as in `quantize`.
     """
     given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
     LearningConfig(learning_images=images or 0, finetune_steps=steps)  # refuses what nobody can mean, before any work
@@ -187,6 +190,7 @@ def finetune(
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
         check_answer(captured, evaluation)
+        seed = earlier.seed if seed is None else seed
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
         start = file_hash(Path(quantized) / REPORT_FILE)[:SHOWN_DIGITS]
         run = Run(

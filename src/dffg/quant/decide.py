@@ -21,9 +21,10 @@ from dffg.quant.equalize import absorb_biases, equalize_weights, rescale_moments
 from dffg.quant.equalize_activations import equalize_activations
 from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments, propagate
-from dffg.quant.parameters import Parameters, round_layers
+from dffg.quant.parameters import Parameters
 from dffg.quant.placement import place, prepare
 from dffg.quant.ranges import SOUGHT
+from dffg.quant.rounding import round_layers
 from dffg.quant.simulate import Quantized, insert
 from dffg.quant.widths import BitWidths, uniform_widths, with_known_range
 

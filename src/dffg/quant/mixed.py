@@ -14,8 +14,9 @@ from dffg.graph.nodes import weight_of
 from dffg.quant.affine import QParams
 from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
 from dffg.quant.calibrate import Seen, choose_ranges
-from dffg.quant.parameters import LayerParameters, round_layers
+from dffg.quant.parameters import LayerParameters
 from dffg.quant.placement import Placement
+from dffg.quant.rounding import round_layers
 from dffg.quant.sensitivity import MEASURES, Candidates, measure_inputs, measure_weights
 from dffg.quant.widths import BitWidths, input_tensor, quantized_layers, uniform_widths
 

@@ -14,8 +14,8 @@ from dffg.errors import InputError
 from dffg.evaluation.metrics import Accuracy
 from dffg.export.runtime import Kernels
 from dffg.export.verification import SimulationMatch
+from dffg.machine.environment import Environment
 from dffg.quant.mixed import MixedPrecision
-from dffg.report.environment import Environment
 from dffg.spec import ImageSpec
 
 SCHEMA_VERSION = 1
@@ -164,6 +164,7 @@ class Report:
     synthesis: SynthesisConfig | None
     quantization: QuantizationConfig
     equalized: str
+    seed: int
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -188,6 +189,7 @@ def load_report(path: Path) -> Report:
             synthesis=None if plain["synthesis"] is None else SynthesisConfig(**plain["synthesis"]),
             quantization=QuantizationConfig(**plain["quantization"]),
             equalized=plain["equalized"],
+            seed=int(plain["seed"]),
         )
     except Exception as error:  # whatever a damaged file makes the readers raise
         raise InputError(f"{path} is not a report of this version of dffg: {error}.") from error

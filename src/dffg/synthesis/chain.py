@@ -9,7 +9,7 @@
 
 One run from noise to the last step is a chain; chains repeat until enough images exist. This follows "DFFG: Fast
 Gradient Iteration for Data-free Quantization" (Leng et al., BMVC 2023), of which only the abstract is public: the four
-ideas are theirs, every constant is ours.
+ideas (`docs/method.md`) are theirs, every constant is ours.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from dffg.config import SynthesisConfig
@@ -13,11 +12,6 @@ from dffg.graph.captured import Captured
 from dffg.machine.device import free_bytes
 
 _BYTES = 4
-# What torch's own allocator says, oneDNN's, and the two of ONNX Runtime, whose errors are no RuntimeError.
-_SHORT_OF_MEMORY = (
-    *("DefaultCPUAllocator", "could not create a primitive"),
-    *("Failed to allocate memory", "std::bad_alloc"),
-)
 
 
 def bytes_per_image(captured: Captured) -> int:
@@ -47,11 +41,3 @@ def fitting(captured: Captured, config: SynthesisConfig, limit: int | None = Non
     while size * each > most:
         size //= 2
     return replace(config, batch_size=size)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a processor or an accelerator."""
-    reports = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        reports and any(text in str(error) for text in _SHORT_OF_MEMORY)
-    )

@@ -14,12 +14,13 @@ from dffg.config import SynthesisConfig
 from dffg.errors import InputError
 from dffg.graph.captured import Captured, from_bytes, to_bytes
 from dffg.images import SyntheticSet, concatenate
+from dffg.machine.device import is_out_of_memory
 from dffg.machine.memory import physical_memory_bytes, reused_memory
 from dffg.spec import ImageSpec
 from dffg.storage.checkpoint import Checkpoint
 from dffg.synthesis.baselines import chain_of
 from dffg.synthesis.chain import Visit
-from dffg.synthesis.fitting import fitting, is_out_of_memory
+from dffg.synthesis.fitting import fitting
 from dffg.synthesis.snapshots import (
     ChainState,
     Snapshot,

@@ -1,7 +1,7 @@
 """Other generators of calibration images, behind the same road: what makes our images better has to show beside them.
 
-Every module has a `run_chain(captured, config, chain)` like `chain.py`, re-implemented from formulas, with its paper,
-its constants and where we differ in the docstring. The -fgsm family and dffg are settings of `dffg.synthesis.chain`
+Every module has a `run_chain(captured, config, chain)` like `synthesis/chain.py`, re-implemented from formulas, with
+its paper, its constants and where we differ in the docstring. The -fgsm family and dffg are settings of that one
 (`dffg.config.synthesis.GENERATOR_DEFAULTS`). The attacks are turned downhill and matched exactly (slack 0); our step
 size, start and bounds take the place of theirs, which belong to a ball around a clean image:
 
