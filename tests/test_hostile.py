@@ -22,7 +22,7 @@ from dffg.graph.fold import fold_batch_norms
 from dffg.images import SyntheticSet
 from dffg.models.load import load_model
 from dffg.models.weights import load_weights
-from dffg.pipeline.steps import evaluate
+from dffg.pipeline.evaluate import evaluate
 from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters
 from dffg.report.result import load_report

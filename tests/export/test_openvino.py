@@ -17,7 +17,8 @@ from dffg.export.openvino import RUNTIME, count_kernels, open_file, read_spec, w
 from dffg.export.verification import match_simulation
 from dffg.graph.captured import capture
 from dffg.onnx_file import read_spec as read_onnx_spec
-from dffg.pipeline.steps import evaluate, finetune, quantize
+from dffg.pipeline.evaluate import evaluate
+from dffg.pipeline.steps import finetune, quantize
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, folder, normalized
