@@ -159,6 +159,7 @@ REPORT = {
     "synthesis": asdict(SynthesisConfig()),
     "quantization": asdict(QuantizationConfig()),
     "equalized": "none",
+    "seed": 0,
 }
 WORK = {"dffg": "0.1.0", "bits": "W4A4", "count": "8"}
 DATA = _zipped({"images": IMAGES, "labels": LABELS})

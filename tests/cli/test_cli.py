@@ -428,7 +428,8 @@ def test_finetune_on_fewer_images_says_and_keeps_which(here, learned):
     kept, all_of_them = (SyntheticSet.load(place / "images.npz") for place in (out, learned[1]))
     np.testing.assert_array_equal(kept.inputs, all_of_them.inputs[:3])
     assert sum(snapshot.count for snapshot in kept.snapshots) == 3
-    again = run("finetune", *TINY, "--from", out, "--out", here / "again", "--steps", "1", "--json")
+    again = run("finetune", *TINY, "--from", out, "--out", here / "fewer-again", "--steps", "1", "--json")
+    assert again.code == 0, again.err
     assert json.loads(again.out)["seed"] == 5
 
 
