@@ -80,7 +80,7 @@ def _measure(benchmark: Benchmark, captured: Captured, seed: int) -> None:
         paths[FLOAT] = Path(folder) / "float.onnx"
         write_float(prepare(fold_batch_norms(captured)), captured.spec, paths[FLOAT])
         quantized = {name: write(captured, images, paths[name]) for name, write in FILES.items()}
-        runs = {name: open_file(path) for name, path in paths.items()}
+        runs = {name: open_file(path).run for name, path in paths.items()}
         milliseconds = latency_ms(runs, images.inputs[:1])
         answers = {
             name: np.concatenate([run(batch) for batch in benchmark.evaluation.batches()]) for name, run in runs.items()

@@ -117,7 +117,7 @@ def measure(
 
 
 def _latency(runtime: Runtime, paths: dict[str, Path], batch: Array) -> dict[str, float]:
-    return latency_ms({label: runtime.open(path, torch.get_num_threads()) for label, path in paths.items()}, batch)
+    return latency_ms({label: runtime.open(path, torch.get_num_threads()).run for label, path in paths.items()}, batch)
 
 
 def _place(record: dict[str, Any]) -> tuple[str, int, int]:

@@ -30,13 +30,14 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 MODULES = (
-    *(f"synthesis/{name}" for name in ("update", "statistics", "variability", "objective", "probe")),
+    *(f"synthesis/{name}" for name in ("update", "statistics", "variability", "objective", "patches", "probe")),
     *("graph/fold", "graph/padding", "graph/patches"),
     *(f"quant/{path.stem}" for path in sorted((ROOT / "src/dffg/quant").glob("[a-z]*.py"))),
     *("export/packing", "evaluation/metrics"),
 )
 # The tests of a module are those of its name. These have others, or are watched by more.
 TESTS = {
+    "graph/patches": ("synthesis/test_patches",),
     "synthesis/probe": ("synthesis/test_objective", "graph/test_padding"),
     "quant/calibrate": ("quant/test_decide", "quant/test_sensitivity"),
     "quant/divergence": ("quant/test_reconstruct",),

@@ -28,11 +28,6 @@ def read_spec(path: Path) -> ImageSpec | None:
     return spec_of(load(path))
 
 
-def output_names(path: Path) -> list[str]:
-    """What a file calls its outputs."""
-    return [entry.name for entry in load(path).graph.output]
-
-
 def spec_of(model: onnx.ModelProto) -> ImageSpec | None:
     """As `read_spec`, of a file that is read."""
     stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)

@@ -81,7 +81,7 @@ def test_float_programs_count_as_float_and_compute_the_float_network(tmp_path):
     assert (kernels.integer, kernels.float) == (0, 4)
     with torch.no_grad():
         expected = quantized("concat").float_module(images).numpy()
-    np.testing.assert_allclose(open_file(path)(images.numpy()), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(open_file(path).run(images.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_another_networks_program_does_not_pass():
@@ -91,7 +91,7 @@ def test_another_networks_program_does_not_pass():
 
 
 def test_results_stay_when_the_next_image_is_run():
-    run, images = open_file(written(NAME)), normalized(3, seed=9).numpy()
+    run, images = open_file(written(NAME)).run, normalized(3, seed=9).numpy()
     together = run(images)
     assert together.shape == (3, 5)
     np.testing.assert_array_equal(together[0], run(images[:1])[0])
@@ -99,7 +99,7 @@ def test_results_stay_when_the_next_image_is_run():
 
 
 def test_the_order_of_a_batch_in_memory_does_not_matter():
-    run, images = open_file(written(NAME)), normalized(3, seed=9).numpy()
+    run, images = open_file(written(NAME)).run, normalized(3, seed=9).numpy()
     channels_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(run(channels_last), run(images))
 

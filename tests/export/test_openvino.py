@@ -76,7 +76,7 @@ def test_float_files_compute_the_float_network(tmp_path):
     write_float_file(exported(NAME).quantized.float_module, SPEC, path)
     with torch.no_grad():
         expected = exported(NAME).model(images).numpy()
-    np.testing.assert_allclose(open_file(path)(images.numpy()), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(open_file(path).run(images.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_watching_shows_the_integers():
     scale, zero_point = (exported(NAME).quantized.module.get_buffer(f"x_{part}") for part in ("scale", "zero_point"))
     expected = np.clip(np.rint(images.numpy() / np.float32(scale)) + int(zero_point), 0, 255)
     np.testing.assert_array_equal(values["x"], expected)
-    np.testing.assert_array_equal(output, open_file(written(NAME))(images.numpy()))
+    np.testing.assert_array_equal(output, open_file(written(NAME)).run(images.numpy()))
 
 
 def test_a_result_stays_when_the_next_batch_is_run():
-    run = open_file(written(NAME))
+    run = open_file(written(NAME)).run
     first = run(normalized(2, seed=9).numpy())
     kept = first.copy()
     run(normalized(2, seed=10).numpy())

@@ -36,7 +36,7 @@ def test_computes_exactly_what_was_decided(name):
     found = match_simulation(quantized, written(name), images, RUNTIME)
     assert (found.equal_share, found.max_abs_difference_in_steps, found.output_error, found.top1) == (1, 0, 0, 1)
     with torch.no_grad():
-        answer, expected = open_file(written(name))(images.numpy()), quantized.module(images).numpy()
+        answer, expected = open_file(written(name)).run(images.numpy()), quantized.module(images).numpy()
     # End to end a tie may fall otherwise, in one image of eight.
     assert (answer == expected).all(1).sum() >= len(images) - 1
 
@@ -85,7 +85,7 @@ def test_float_archives_compute_the_float_network(tmp_path):
     write_float(exported(NAME).quantized.float_module, SPEC, tmp_path / "float.pt2")
     with torch.no_grad():
         expected = exported(NAME).model(images).numpy()
-    np.testing.assert_allclose(open_file(tmp_path / "float.pt2")(images.numpy()), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(open_file(tmp_path / "float.pt2").run(images.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["weight", "weight_scale", "bias", "zero_point"])
@@ -106,7 +106,7 @@ def test_watching_shows_the_integers():
     expected = np.clip(np.rint(images.numpy() / np.float32(scale)) + int(zero_point), 0, 255)
     np.testing.assert_array_equal(values["x"], expected)
     assert values["x"].dtype == np.uint8
-    np.testing.assert_array_equal(output, open_file(written(NAME))(images.numpy()))
+    np.testing.assert_array_equal(output, open_file(written(NAME)).run(images.numpy()))
 
 
 def test_the_file_says_what_its_input_is(tmp_path):

@@ -17,6 +17,7 @@ from dffg.config import QuantizationConfig
 from dffg.export import verification
 from dffg.export.onnx import quantized_value_name, write_quantized
 from dffg.export.onnxruntime import RUNTIME, watch
+from dffg.export.runtime import Opened
 from dffg.export.verification import SimulationMatch, _follow, layer_sqnr_db, match_simulation
 from dffg.graph.captured import capture
 from dffg.quant.decide import simulate
@@ -296,8 +297,9 @@ def test_fails_when_the_file_has_more_noise_unless_it_is_watched():
 
     def found_with(times):
         """As near to the float network's answer as this, on the other side of it."""
-        moved = in_float - np.sqrt(times) * (RUNTIME.open(path, 0)(images.numpy()) - in_float)
-        return match_simulation(quantized, path, images, replace(RUNTIME, open=lambda path, threads: lambda _: moved))
+        moved = in_float - np.sqrt(times) * (RUNTIME.open(path, 0).run(images.numpy()) - in_float)
+        other = replace(RUNTIME, open=lambda path, threads: Opened(run=lambda _: moved, outputs=1))
+        return match_simulation(quantized, path, images, other)
 
     assert found_with(1.4).unwatched_noise == pytest.approx(1.4, rel=1e-2)
     assert found_with(1.4).holds

@@ -19,13 +19,15 @@ from dffg.cli import main as cli
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import CaptureError, InputError
 from dffg.evaluation.data import load_data
-from dffg.export.runtimes import runtime_of
+from dffg.export.runtimes import RUNTIMES, runtime_of
 from dffg.export.verification import by_output, match_simulation
 from dffg.graph.captured import Captured, capture
 from dffg.graph.ends import columns, join, split, split_ends
 from dffg.images import SyntheticSet
+from dffg.pipeline.evaluate import evaluate
 from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
+from dffg.quant.placement import prepare
 from dffg.spec import ImageSpec, JointSpec
 from dffg.synthesis.synthesize import synthesize_set
 from tests.networks import randomize
@@ -315,6 +317,16 @@ def test_accuracy_of_several_outputs_is_refused(tmp_path: Path) -> None:
     data = load_data(tmp_path / "data.npz", SPEC, labelled=True)
     with pytest.raises(InputError, match="top-1 is not defined for a network with several outputs"):
         quantize(detector(), tmp_path / "out", spec=SPEC, evaluation=data)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "torch", "executorch"])
+def test_a_file_of_several_outputs_has_no_top1(captured: Captured, target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    np.savez(tmp_path / "data.npz", input0=np.zeros((6, 3, 8, 8)), input1=np.zeros((6, 5)), labels=np.arange(6))
+    path, runtime = tmp_path / RUNTIMES[target].file, RUNTIMES[target]
+    runtime.write_float(prepare(captured.module), SPEC, path)
+    with pytest.raises(InputError, match=f"{path.name} has 3 outputs, and top-1 is that of one"):
+        evaluate(path, load_data(tmp_path / "data.npz", SPEC, labelled=True))
 
 
 def test_an_output_of_noise_is_broken() -> None:

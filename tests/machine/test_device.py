@@ -22,13 +22,13 @@ from dffg.config import (
 from dffg.errors import InputError
 from dffg.graph.captured import Captured, capture
 from dffg.graph.nodes import moved
-from dffg.graph.patches import PatchObjective
 from dffg.machine import device
 from dffg.machine.device import HOST, device_named, device_of, has_fast_bfloat16
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
 from dffg.spec import ImageSpec
 from dffg.synthesis.baselines import chain_of
+from dffg.synthesis.patches import PatchObjective
 from dffg.synthesis.synthesize import synthesize_set
 from tests.networks import NETWORKS, captured, inputs
 from tests.quant.test_learned import decided

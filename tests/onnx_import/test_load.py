@@ -23,16 +23,17 @@ from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
 from dffg.export.onnx import write_float
 from dffg.graph.captured import capture
 from dffg.graph.ends import input_names, output_names, split_ends
-from dffg.graph.patches import PatchObjective, patch_sources
+from dffg.graph.patches import patch_sources
 from dffg.models.load import load_model
 from dffg.onnx_import.load import load_onnx
 from dffg.spec import ImageSpec, JointSpec
+from dffg.synthesis.patches import PatchObjective
 from dffg.synthesis.synthesize import synthesize_set
 from tests.digits import DigitsTransformer
 from tests.export import exported
-from tests.graph.test_patches import group_norm
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 from tests.onnx_import.graphs import model, node, random, run
+from tests.synthesis.test_patches import group_norm
 
 SPEC = ImageSpec(shape=(3, 8, 8))
 KEPT = {

@@ -161,17 +161,6 @@ def test_what_cannot_be_evaluated_is_said(finished: Result, labelled: Path, tmp_
         evaluate(out / "model.onnx", wrong)
 
 
-def test_a_file_with_several_outputs_has_no_top1(finished: Result, labelled: Path, tmp_path: Path) -> None:
-    model = onnx.load(Path(finished.path) / "model.onnx")
-    shape = model.graph.input[0].type.tensor_type.shape
-    model.graph.output.add(name=model.graph.node[0].output[0]).type.tensor_type.elem_type = onnx.TensorProto.UINT8
-    model.graph.output[-1].type.tensor_type.shape.CopyFrom(shape)
-    names = ", ".join(entry.name for entry in model.graph.output)
-    onnx.save(model, tmp_path / "two.onnx")
-    with pytest.raises(InputError, match=f"two.onnx has 2 outputs \\({names}\\), and top-1 is that of one"):
-        evaluate(tmp_path / "two.onnx", load_data(labelled, SPEC, labelled=True))
-
-
 def test_folders_that_are_not_all_classes_are_refused(
     finished: Result, digits: Digits, labelled: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dffg.errors import ExportError, InputError, first_line
-from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.captured import default_spec
 from dffg.graph.ends import INPUT, answers, examples, join, split, split_ends
 from dffg.graph.nodes import add_tensor, aten, calls, is_stored, nodes_by_name, standalone, stored_tensor, with_output
@@ -58,10 +58,10 @@ def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
     path.write_bytes(lowered.buffer)
 
 
-def open_file(path: Path, threads: int = 0) -> Run:
-    """A file as a function of one batch, image by image; XNNPACK chooses the threads."""
-    execute = _load(path)
-    return lambda batch: np.concatenate([join(execute(image)) for image in _images(batch)])
+def open_file(path: Path, threads: int = 0) -> Opened:
+    """Load a file, which runs image by image; XNNPACK chooses the threads."""
+    execute, count = _load(path)
+    return Opened(run=lambda batch: np.concatenate([join(execute(image)) for image in _images(batch)]), outputs=count)
 
 
 def watch(quantized: Quantized, path: Path) -> Watch:
@@ -75,7 +75,7 @@ def watch(quantized: Quantized, path: Path) -> Watch:
     spec = _spec_of(module)
     with tempfile.TemporaryDirectory() as folder:
         write_float(shown, spec, Path(folder) / "watched.pte")
-        execute = _load(Path(folder) / "watched.pte")
+        execute, _ = _load(Path(folder) / "watched.pte")
     names, count = [tensor.name for tensor in quantized.tensors], len(answers(module))
 
     def run_batch(batch: Array) -> tuple[Array, dict[str, NDArray[Any]]]:
@@ -121,8 +121,8 @@ def _images(batch: Array) -> Iterator[Tensor]:
     return iter(torch.from_numpy(np.ascontiguousarray(batch)).split(1))
 
 
-def _load(path: Path) -> Callable[[Tensor], list[Array]]:
-    """A program as a function of one image, which gives all its results."""
+def _load(path: Path) -> tuple[Callable[[Tensor], list[Array]], int]:
+    """A program as a function of one image, which gives all its results, and how many those are."""
     from executorch.runtime import Runtime as Executor
 
     try:
@@ -137,7 +137,7 @@ def _load(path: Path) -> Callable[[Tensor], list[Array]]:
         parts = [torch.from_numpy(part) for part in split(image.numpy(), shapes)]
         return [result.numpy().copy() for result in method.execute(parts) if content]
 
-    return execute
+    return execute, method.metadata.num_outputs()
 
 
 def _in_torch_operators(module: fx.GraphModule) -> fx.GraphModule:

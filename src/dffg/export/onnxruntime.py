@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dffg.errors import InputError
 from dffg.export.onnx import quantized_value_name, write_float, write_quantized
-from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.ends import join, split
 from dffg.onnx_file import read_spec
 from dffg.quant.simulate import Quantized
@@ -84,10 +84,10 @@ def count_kernels(path: Path) -> Kernels:
     )
 
 
-def open_file(path: Path, threads: int = 0, *, as_written: bool = False) -> Run:
-    """A file as a function of one batch."""
+def open_file(path: Path, threads: int = 0, *, as_written: bool = False) -> Opened:
+    """Load a file."""
     opened = session(path, threads=threads, as_written=as_written)
-    return lambda batch: join(opened.run(None, _feeds(opened, batch)))
+    return Opened(run=lambda batch: join(opened.run(None, _feeds(opened, batch))), outputs=len(opened.get_outputs()))
 
 
 def _feeds(opened: onnxruntime.InferenceSession, batch: Array) -> dict[str, Array]:
@@ -98,7 +98,7 @@ def _feeds(opened: onnxruntime.InferenceSession, batch: Array) -> dict[str, Arra
 
 def run(path: Path, batches: Iterable[Array]) -> Iterator[Array]:
     """Outputs of the file, batch by batch."""
-    return map(open_file(path), batches)
+    return map(open_file(path).run, batches)
 
 
 def watch(quantized: Quantized, path: Path, *, as_written: bool = False) -> Watch:

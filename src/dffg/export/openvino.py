@@ -13,7 +13,7 @@ from torch import fx
 
 from dffg.errors import InputError, first_line
 from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
-from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.ends import join, split
 from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.simulate import Quantized
@@ -42,10 +42,11 @@ def write_float_file(module: fx.GraphModule, spec: ImageSpec, path: Path) -> Non
     _convert(written, spec, path)
 
 
-def open_file(path: Path, threads: int = 0) -> Run:
-    """A file as a function of one batch."""
+def open_file(path: Path, threads: int = 0) -> Opened:
+    """Load a file."""
     compiled = _compile(_read(path), threads)
-    return lambda batch: _run(compiled, batch, len(compiled.outputs))[0]
+    count = len(compiled.outputs)
+    return Opened(run=lambda batch: _run(compiled, batch, count)[0], outputs=count)
 
 
 def watch(quantized: Quantized, path: Path) -> Watch:

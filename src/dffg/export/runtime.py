@@ -29,20 +29,28 @@ class Kernels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A loaded file. run: its answer to one batch, all outputs laid end to end; outputs: how many there are."""
+
+    run: Run
+    outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runtime:
     """How the files of one target are written, run and looked at.
 
-    suffixes: of the files that are loaded, which differ in nothing else; the first is the one to name. open: a loaded
-    file as a function of one batch, on so many threads (0: the runtime's choice). watch: the same, with the integers of
-    every quantized tensor by its name. read_spec: the input description stored in a file. requires: packages that must
-    be installed, which the extra of the target's name brings. is_timed: whether speed here says anything. notes: what a
-    user must know of such files.
+    suffixes: of the files that are loaded, which differ in nothing else; the first is the one to name. open: load a
+    file, to run on so many threads (0: the runtime's choice). watch: a file as a function of one batch that also gives
+    the integers of every quantized tensor by its name. read_spec: the input description stored in a file. requires:
+    packages that must be installed, which the extra of the target's name brings. is_timed: whether speed here says
+    anything. notes: what a user must know of such files.
     """
 
     suffixes: tuple[str, ...]
     write: Callable[[Quantized, ImageSpec, Path], None]
     write_float: Callable[[fx.GraphModule, ImageSpec, Path], None]
-    open: Callable[[Path, int], Run]
+    open: Callable[[Path, int], Opened]
     watch: Callable[[Quantized, Path], Watch]
     count_kernels: Callable[[Path], Kernels]
     read_spec: Callable[[Path], ImageSpec | None]
@@ -57,7 +65,7 @@ class Runtime:
 
     def run(self, path: Path, batches: Iterable[Array]) -> Iterator[Array]:
         """Outputs of a file, batch by batch."""
-        return map(self.open(path, 0), batches)
+        return map(self.open(path, 0).run, batches)
 
     def size_bytes(self, path: Path) -> int:
         """Bytes of everything that is loaded with a file."""

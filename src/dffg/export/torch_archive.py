@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from dffg.errors import ExportError, InputError, first_line
-from dffg.export.runtime import Kernels, Run, Runtime, Watch
+from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.captured import program_input_shapes
 from dffg.graph.ends import examples, join, split, split_ends
 from dffg.graph.nodes import WEIGHTED, Tap, aten, calls, standalone
@@ -52,8 +52,8 @@ def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
     torch.export.save(program, path, extra_files={METADATA_KEY: json.dumps(asdict(spec))})
 
 
-def open_file(path: Path, threads: int = 0) -> Run:
-    """A file as a function of one batch, on as many threads as torch has."""
+def open_file(path: Path, threads: int = 0) -> Opened:
+    """Load a file, which runs on as many threads as torch has."""
     program = _load(path)
     module, shapes = program.module(), program_input_shapes(program)
 
@@ -61,7 +61,7 @@ def open_file(path: Path, threads: int = 0) -> Run:
         with torch.no_grad():
             return _joined(module(*map(torch.from_numpy, split(batch, shapes))))
 
-    return run_batch
+    return Opened(run=run_batch, outputs=len(program.graph_signature.user_outputs))
 
 
 def watch(quantized: Quantized, path: Path) -> Watch:

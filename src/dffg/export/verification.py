@@ -83,7 +83,7 @@ def match_simulation(
 
     `ticks` is told the number of batches, and gives what to call after each.
     """
-    watched, plain = runtime.watch(quantized, path), runtime.open(path, 0)
+    watched, plain = runtime.watch(quantized, path), runtime.open(path, 0).run
     equal, total, apart = Counter[str](), Counter[str](), 0
     outputs, unwatched, followed, simulated, in_float = [], [], [], [], []
     batches = _batches(images)

@@ -9,7 +9,6 @@ from dffg.evaluation.data import Data, check_folders
 from dffg.evaluation.metrics import Score, score
 from dffg.export.runtimes import runtime_for
 from dffg.machine.device import is_out_of_memory
-from dffg.onnx_file import output_names
 from dffg.pipeline.measure import answers_of
 from dffg.pipeline.run import Clock, CountCallback
 
@@ -23,9 +22,10 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
         raise InputError(f"{path} is a directory; name the file in it, like {path / 'model.onnx'}.")
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
-    _refuse_several_outputs(path)
     try:
-        (outputs,) = answers_of(runtime_for(path), [path], data, Clock(None, on_count).ticks)
+        opened = runtime_for(path).open(path, 0)
+        _refuse_several_outputs(path, opened.outputs)
+        (outputs,) = answers_of([opened], data, Clock(None, on_count).ticks)
     except DffgError:
         raise
     except Exception as error:
@@ -39,10 +39,8 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
     return score(outputs, data.labels)
 
 
-def _refuse_several_outputs(path: Path) -> None:
-    names = output_names(path) if path.suffix == ".onnx" else []
-    if len(names) > 1:
+def _refuse_several_outputs(path: Path, outputs: int) -> None:
+    if outputs > 1:
         raise InputError(
-            f"{path} has {len(names)} outputs ({', '.join(names)}), and top-1 is that of one; give a file whose only "
-            "output is the classes."
+            f"{path} has {outputs} outputs, and top-1 is that of one; give a file whose only output is the classes."
         )

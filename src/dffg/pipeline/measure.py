@@ -13,7 +13,7 @@ from torch import Tensor
 from dffg.errors import InputError
 from dffg.evaluation.data import Data, check_folders
 from dffg.evaluation.metrics import Accuracy, agreement, check_labels, compare, sqnr_db, why_broken
-from dffg.export.runtime import Runtime, latency_ms
+from dffg.export.runtime import Opened, Runtime, latency_ms
 from dffg.export.verification import Ticks, layer_sqnr_db, match_simulation
 from dffg.graph.captured import Captured
 from dffg.graph.ends import columns
@@ -102,7 +102,8 @@ def check_answer(captured: Captured, evaluation: Data | None) -> None:
 
 def _latency(runtime: Runtime, reference: Path, written: Path, batch: Array) -> Latency:
     threads = torch.get_num_threads()
-    runs = {"float": runtime.open(reference, threads), "quantized": runtime.open(written, threads)}
+    files = {"float": reference, "quantized": written}
+    runs = {label: runtime.open(path, threads).run for label, path in files.items()}
     return Latency(**latency_ms(runs, batch), batch=len(batch), threads=threads)
 
 
@@ -111,16 +112,16 @@ def accuracies_of(
 ) -> list[Accuracy]:
     """Top-1 of quantized files beside that of the float one, on labelled data, which is read once."""
     assert data.labels is not None
-    expected, *others = answers_of(runtime, (reference, *written), data, ticks)
+    expected, *others = answers_of([runtime.open(path, 0) for path in (reference, *written)], data, ticks)
     return [compare(expected, other, data.labels) for other in others]
 
 
-def answers_of(runtime: Runtime, paths: Sequence[Path], data: Data, ticks: Ticks) -> list[Array]:
+def answers_of(files: Sequence[Opened], data: Data, ticks: Ticks) -> list[Array]:
     """Outputs of every file on all of the data, which is read once; `ticks` as in `verify`."""
-    runs, tick = [runtime.open(path, 0) for path in paths], ticks(data.batch_count())
-    answers: list[list[Array]] = [[] for _ in runs]
+    tick = ticks(data.batch_count())
+    answers: list[list[Array]] = [[] for _ in files]
     for batch in data.batches():
-        for run, answer in zip(runs, answers):
-            answer.append(run(batch))
+        for file, answer in zip(files, answers):
+            answer.append(file.run(batch))
         tick()
     return list(map(np.concatenate, answers))

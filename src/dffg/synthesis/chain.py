@@ -2,7 +2,7 @@
 
     images   start as noise within the pixel bounds, or as pictures of nothing                (starts.py)
     repeat   loss     = distance of the BatchNorm inputs from their running statistics      (objective.py)
-                        without BatchNorm, how alike patches are                            (../graph/patches.py)
+                        without BatchNorm, how alike patches are                            (patches.py)
              gradient = d loss / d images, varied for diversity                             (variability.py)
              hand out the images; those past the burn-in are kept as calibration data       (snapshots.py)
              images   = images - step_size * sign(momentum of the gradients), clipped       (update.py)
@@ -24,10 +24,10 @@ from torch import Tensor
 from dffg.bounds import input_bounds
 from dffg.config import SynthesisConfig
 from dffg.graph.captured import Captured
-from dffg.graph.patches import PatchObjective
 from dffg.machine.device import channels_last
 from dffg.machine.replay import Replayed
 from dffg.synthesis.objective import Objective
+from dffg.synthesis.patches import PatchObjective
 from dffg.synthesis.starts import STARTS, Start, start_from_noise
 from dffg.synthesis.update import Step, momentum_sign_step, step_size_at
 from dffg.synthesis.variability import VARIABILITIES, GradientAt, Transform, Variability, VariabilityOptions

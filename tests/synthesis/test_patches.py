@@ -14,22 +14,22 @@ from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import StatisticsError
 from dffg.evaluation.metrics import kl_divergence
 from dffg.graph.captured import capture
-from dffg.graph.patches import (
-    BANDWIDTH,
-    CLASS_WEIGHT,
-    PatchObjective,
-    as_patches,
-    entropy,
-    patch_sources,
-    roughness,
-    similarities,
-    spread_classes,
-)
+from dffg.graph.patches import patch_sources
 from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
 from dffg.spec import ImageSpec
 from dffg.synthesis.baselines import chain_of
 from dffg.synthesis.chain import method_of
+from dffg.synthesis.patches import (
+    BANDWIDTH,
+    CLASS_WEIGHT,
+    PatchObjective,
+    as_patches,
+    entropy,
+    roughness,
+    similarities,
+    spread_classes,
+)
 from dffg.synthesis.synthesize import synthesize_set
 from tests.digits import SPEC, Digits, DigitsTransformer, train_digits
 
