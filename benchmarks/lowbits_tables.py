@@ -61,17 +61,18 @@ def lowbits_short_table() -> str:
 
 
 def lowbits_claims_table() -> str:
-    """Learned widths: ours beside real images and noise, where real images went through the same steps."""
-    found = [record for record in results() if record["method"] == lowbits.RECONSTRUCTION]
+    """Ours beside real images and noise, where real images went through the same steps."""
+    found = results()
     lines = [claims.HEAD]
     for network in unique(found, "network"):
         for bits in lowbits.BITS:
-            ours, real, noise = (
-                _summary([r for r in found if (r["network"], r["bits"], r["source"]) == (network, bits, source)])
-                for source in (OURS, REAL, lowbits.NOISE)
-            )
-            if ours and real:
-                lines.append(claims.row(f"{network} {bits} {lowbits.RECONSTRUCTION}", ours, real, noise))
+            for method in (lowbits.ANALYTIC, lowbits.RECONSTRUCTION, lowbits.FINETUNING):
+                cell = [r for r in found if (r["network"], r["bits"], r["method"]) == (network, bits, method)]
+                ours, real, noise = (
+                    _summary([r for r in cell if r["source"] == source]) for source in (OURS, REAL, lowbits.NOISE)
+                )
+                if ours and real:
+                    lines.append(claims.row(f"{network} {bits} {method}", ours, real, noise))
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from benchmarks import (
     ranges,
     scale,
     step_tables,
+    summary,
     tables,
     targets,
 )
@@ -30,6 +31,7 @@ from benchmarks import (
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
 TABLES: dict[str, Callable[[], str]] = {
+    "summary": summary.summary_table,
     "int8": tables.int8_table,
     "runtime": tables.runtime_table,
     "ablation": tables.ablation_table,

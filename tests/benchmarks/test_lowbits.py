@@ -63,13 +63,16 @@ def test_the_short_table_has_a_column_for_every_pair_of_widths(monkeypatch):
     ]
 
 
-def test_learned_widths_are_claimed_where_real_images_learned_too(monkeypatch):
+def test_widths_are_claimed_where_real_images_took_the_same_steps(monkeypatch):
     def record(source, drop, bits="W4A4", method="reconstruction"):
         scores = {"float_top1": 90.0, "drop_points": drop, "standard_error": 0.5, "kl_to_float": drop / 10}
         return {"network": "net", "method": method, "bits": bits, "source": source, **scores}
 
     alone = record("dffg", 1.0, bits="W4A8"), record("real images", 9.0, method="fine-tuning")
-    monkeypatch.setattr(lowbits_tables, "results", lambda: [*alone, record("dffg", 6.0), record("real images", 4.0)])
+    both = [record(source, drop, method="squant, bias") for source, drop in (("dffg", 5.0), ("real images", 5.0))]
+    learned = [record("dffg", 6.0), record("real images", 4.0)]
+    monkeypatch.setattr(lowbits_tables, "results", lambda: [*alone, *learned, *both])
     assert lowbits_tables.lowbits_claims_table().splitlines()[2:] == [
-        "| net W4A4 reconstruction | 1 | -2.00 +- 0.50 | worse | 1.50, fails | - | - |"
+        "| net W4A4 squant, bias | 1 | +0.00 +- 0.50 | level | 1.00 | - | - |",
+        "| net W4A4 reconstruction | 1 | -2.00 +- 0.50 | worse | 1.50, fails | - | - |",
     ]
