@@ -73,6 +73,6 @@ def test_widths_are_claimed_where_real_images_took_the_same_steps(monkeypatch):
     learned = [record("dffg", 6.0), record("real images", 4.0)]
     monkeypatch.setattr(lowbits_tables, "results", lambda: [*alone, *learned, *both])
     assert lowbits_tables.lowbits_claims_table().splitlines()[2:] == [
-        "| net W4A4 squant, bias | 1 | +0.00 +- 0.50 | level | 1.00 | - | - |",
+        "| net W4A4 squant, bias | 1 | +0.00 +- 0.50 | level | 1.00, holds | - | - |",
         "| net W4A4 reconstruction | 1 | -2.00 +- 0.50 | worse | 1.50, fails | - | - |",
     ]
