@@ -46,6 +46,12 @@ def test_what_differs_is_named_with_its_values():
     }
 
 
+def test_another_target_is_one_difference():
+    other = json.loads(json.dumps(dataclasses.asdict(QuantizationConfig(target="openvino", reduce_range=False))))
+    reports = [plain_report(), plain_report(quantization=other, target="openvino")]
+    assert [entry.option for entry in differences(reports)] == ["quantization.target"]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_an_option_that_one_run_does_not_have_differs(order):
     reports = [plain_report(), plain_report(synthesis=None)][::order]

@@ -15,7 +15,7 @@ from torch import fx
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array, ImageSpec
 
-Run = Callable[[Array], Array]
+Forward = Callable[[Array], Array]
 Watch = Callable[[Array], tuple[Array, dict[str, NDArray[Any]]]]
 
 
@@ -32,7 +32,7 @@ class Kernels:
 class Opened:
     """A loaded file. run: its answer to one batch, all outputs laid end to end; outputs: how many there are."""
 
-    run: Run
+    run: Forward
     outputs: int
 
 
@@ -72,7 +72,7 @@ class Runtime:
         return sum(path.with_suffix(suffix).stat().st_size for suffix in self.suffixes)
 
 
-def latency_ms(runs: dict[str, Run], batch: Array, *, repeats: int = 15) -> dict[str, float]:
+def latency_ms(runs: dict[str, Forward], batch: Array, *, repeats: int = 15) -> dict[str, float]:
     """Median milliseconds per run of each, measured in turns so that a busy machine slows all alike."""
     times: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(repeats + 2):

@@ -67,8 +67,7 @@ def differences(reports: Sequence[Plain]) -> tuple[Difference, ...]:
 
 
 def _options(report: Plain) -> dict[str, Any]:
-    options = {"model": report["model"], "target": report["target"], "dffg": report["version"]}
-    options["images.source"] = report["images"]["source"]
+    options = {"model": report["model"], "dffg": report["version"], "images.source": report["images"]["source"]}
     for section in _CONFIGURATIONS:
         options |= {f"{section}.{name}": value for name, value in (report[section] or {}).items()}
     return options | {f"environment.{name}": value for name, value in report["environment"].items()}
