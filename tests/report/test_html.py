@@ -79,7 +79,7 @@ def test_the_page_says_what_the_report_says():
         "not task accuracy, which only labelled data can tell.",
         "something is wrong",
         "a note",
-        "64 synthetic images, 16 passes through the network each",
+        "64 synthetic images from 1 chain of 16 passes through the network.",
         "chain 1, image 2",
         "step 7",
         "blocks.3.conv",

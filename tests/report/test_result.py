@@ -234,7 +234,7 @@ def test_table_says_what_people_want_to_know():
     text = printed(result)
     for expected in (
         "demo:network, W8A8 for onnxruntime",
-        "64 synthetic images, 16 passes each",
+        "64 synthetic images from 1 chain of 16 passes",
         "4.00 ms -> 2.00 ms (2.0x), batch 1, 2 threads",
         "3 of 3 convolutions and matrix products in int8",
         "97.5% top-1, 31.2 dB on 16",

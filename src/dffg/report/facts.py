@@ -140,6 +140,12 @@ def _plus_minus(error: float | None) -> str:
     return "" if error is None else f"± {error:.2f} "
 
 
+def images_used(images: Plain) -> str:
+    """Which images calibrated, and what they cost: a chain hands out several of the batches that it passes."""
+    made = f" from {counted(images['chains'], 'chain')} of {images['passes']} passes" if images["passes"] else ""
+    return f"{images['count']} {images['source']}{made}"
+
+
 def counted(count: int, noun: str) -> str:
     """How many of something."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

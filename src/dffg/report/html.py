@@ -22,6 +22,7 @@ from dffg.report.comparison import differences, run_of
 from dffg.report.facts import (
     Plain,
     counted,
+    images_used,
     is_verified,
     key_facts,
     left_in_float,
@@ -47,6 +48,7 @@ def render_page(report: Plain, made: SyntheticSet | None) -> str:
         verdict=verdict(report),
         verified=is_verified(report),
         facts=key_facts(report),
+        images_used=images_used(report["images"]),
         layers=worst_first(report["layers"]),
         sqnr_chart=sqnr_chart(sqnr_by_layer(report)),
         range_chart=range_chart(range_by_layer(report), sqnr_by_layer(report)),

@@ -26,7 +26,7 @@ AGREEMENT_MEANING = "agreement with the float model on held-out synthetic images
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Calibration images: where they came from and what they cost. passes: forward and backward passes of one image."""
+    """Calibration images: where they came from and what they cost. passes: forward and backward passes of one chain."""
 
     source: str
     count: int

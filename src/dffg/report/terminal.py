@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from rich.text import Text
 from dffg.evaluation.metrics import Accuracy
 from dffg.quant.allocation import Allocation
 from dffg.quant.mixed import MixedPrecision
-from dffg.report.facts import by_reason, counted
+from dffg.report.facts import by_reason, counted, images_used
 from dffg.report.inspection import Inspection
-from dffg.report.result import Agreement, Images, Latency, Layer, Result
+from dffg.report.result import Agreement, Latency, Layer, Result
 
 
 def render(result: Result) -> RenderableType:
@@ -31,11 +31,6 @@ def render(result: Result) -> RenderableType:
     problems = [Text(f"! {problem}", style="bold yellow") for problem in result.problems]
     notes = [Text(f"  {note}", style="dim") for note in result.notes]
     return Group(table, *problems, *notes)
-
-
-def _describe_images(images: Images) -> str:
-    passes = f", {images.passes} passes each" if images.passes else ""
-    return f"{images.count} {images.source}{passes}"
 
 
 def _describe_latency(latency: Latency) -> str:
@@ -68,7 +63,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     kernels = result.kernels
     rows = [
         ("network", f"{result.model}, {result.scheme} for {result.target}"),
-        ("images", _describe_images(result.images)),
+        ("images", images_used(asdict(result.images))),
         ("size", f"{decimal(size['float'])} -> {decimal(size['quantized'])}"),
         ("latency", "not measured here" if latency is None else _describe_latency(latency)),
         ("kernels", f"{kernels.integer} of {kernels.integer + kernels.float} convolutions and matrix products in int8"),
