@@ -163,7 +163,8 @@ def speed_table() -> str:
 def _time(record: dict[str, Any], name: str) -> str:
     if name not in record["seconds"]:
         return "-"
-    ratio = f" ({record['times_ours'][name]:.0f}x)" if name != "dffg" else ""
+    times = record["times_ours"].get(name, 1.0)
+    ratio = f" ({times:.{0 if times >= 10 else 1}f}x)" if name != "dffg" else ""
     seconds = record["seconds"][name]
     return f"{seconds:,.0f} s{ratio}" if seconds >= 100 else f"{seconds:.3g} s{ratio}"
 

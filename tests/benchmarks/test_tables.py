@@ -259,6 +259,8 @@ def test_speed_is_a_median_of_ratios_within_a_round(store):
     assert record["seconds_per_pass"] == pytest.approx({"dffg": 1 / (4 * 64), "zeroq": 120 / (500 * 64)})
     store["speed"] = [record]
     assert rows(tables.speed_table())["n"] == ["1 s", "120 s (110x)"]
+    store["speed"] = [speed.describe("n", [{"dffg": 1.0, "adam-snapshots": 0.75}])]
+    assert rows(tables.speed_table())["n"] == ["1 s", "0.75 s (0.8x)"]
 
 
 def test_curves_hold_what_differs_in_passes_alone(store):
