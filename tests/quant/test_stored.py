@@ -58,6 +58,8 @@ def test_an_array_that_is_missing_is_named(tmp_path):
         ("limits", lambda limits: limits + 0.5, "limits that are no two integers"),
         ("levels", lambda levels: levels.astype(np.float32), "integers out of range"),
         ("levels", lambda levels: levels.astype(np.int32) + 1000, "integers out of range"),
+        ("levels", lambda levels: levels.astype(np.uint64) % 100, "integers out of range"),
+        ("zero_point", lambda zero_point: zero_point.astype(np.uint64), "no integer as a zero point for every scale"),
         ("levels", lambda levels: levels[1:], "no scale for every output"),
         ("bias", lambda bias: bias[1:], "no bias for every output"),
         ("bias", lambda bias: bias * np.inf, "no bias for every output"),

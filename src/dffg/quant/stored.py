@@ -18,6 +18,7 @@ from dffg.quant.widths import quantized_layers
 from dffg.targets import ONNXRUNTIME, Target
 
 _LAYER, _ACTIVATION = "layer", "activation"
+_BYTES = (torch.int8, torch.uint8)
 
 
 def save_parameters(parameters: Parameters, path: Path) -> None:
@@ -87,7 +88,7 @@ def _to_qparams(part: dict[str, Tensor]) -> QParams:
     scale, zero_point, (low, high) = part["scale"], part["zero_point"], part["limits"].tolist()
     _require(_are_finite(scale) and bool((scale > 0).all()), "a scale that is no positive number")
     _require(
-        zero_point.shape == scale.shape and not zero_point.is_floating_point(),
+        zero_point.shape == scale.shape and zero_point.dtype in _BYTES,
         "no integer as a zero point for every scale",
     )
     _require(isinstance(low, int) and isinstance(high, int) and low < high, "limits that are no two integers")
@@ -98,8 +99,8 @@ def _to_qparams(part: dict[str, Tensor]) -> QParams:
 def _to_layer(part: dict[str, Tensor]) -> LayerParameters:
     levels, qparams, bias = part["levels"], _to_qparams(part), part.get("bias")
     low, high, outputs = qparams.quant_min, qparams.quant_max, levels.shape[:1]
-    fit = (levels >= low) & (levels <= high)
-    _require(not levels.is_floating_point() and bool(fit.all()), "integers out of range")
+    fit = levels.dtype in _BYTES and bool(((levels >= low) & (levels <= high)).all())
+    _require(fit, "integers out of range")
     _require(qparams.scale.shape == outputs, "no scale for every output")
     _require(bias is None or (bias.shape == outputs and _are_finite(bias)), "no bias for every output")
     return LayerParameters(levels=levels, qparams=qparams, bias=bias)
