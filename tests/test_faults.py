@@ -14,10 +14,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import dffg.pipeline.run
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import DffgError, OutputError
+from dffg.errors import DataError, DffgError, OutputError
+from dffg.evaluation.data import load_data
 from dffg.graph.captured import Captured, capture
 from dffg.pipeline.steps import finetune, quantize
 from dffg.report.result import PAGE_FILE, Result
@@ -91,6 +93,21 @@ def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path: Path, whole: Result,
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     assert lasting(run(tmp_path / "out")) == lasting(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_picture_that_cannot_be_read_costs_nothing_that_was_learned(tmp_path: Path, whole: Result) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "labels.csv").write_text("file,label\na.png,0\nb.png,1\n")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    data = load_data(folder, tiny_network().spec, labelled=True)
+    with pytest.raises(DataError, match=r"b\.png cannot be read as a picture"):
+        run(tmp_path / "out", evaluation=data)
+    assert (tmp_path / "out.partial" / "reconstruction.pt").exists()
+    shutil.copy(folder / "a.png", folder / "b.png")
+    assert lasting(run(tmp_path / "out", evaluation=data)) == lasting(whole)
 
 
 def test_unfinished_work_of_other_settings_is_refused_and_kept(stopped: Path) -> None:

@@ -15,6 +15,10 @@ class InputError(DffgError):
     """An argument, file or name that cannot be used."""
 
 
+class DataError(InputError):
+    """A part of the data that cannot be read; it may be found only after long work, which is kept."""
+
+
 class CaptureError(DffgError):
     """A network that cannot be turned into one graph."""
 

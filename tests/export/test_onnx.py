@@ -12,16 +12,20 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import fx, nn
+from torch.nn import functional as F
 
+from dffg.config import QuantizationConfig
 from dffg.errors import ExportError, InputError
 from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
+from dffg.graph.captured import capture
 from dffg.onnx_file import load, read_spec
+from dffg.quant.decide import simulate
 from dffg.quant.operators import QUANTIZE
 from dffg.quant.simulate import Quantized
 from dffg.spec import ImageSpec
-from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, exported, normalized
+from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, Body, exported, normalized
 from tests.networks import inputs, randomize
 
 NETWORKS = [*MIDDLES, *FLOAT_OPERATIONS]
@@ -231,6 +235,17 @@ def test_explanation_of_the_exporter_is_cut_to_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(ExportError, match=r"cannot be written as ONNX: no such operator$"):
         write_float(exported("plain").quantized.float_module, SPEC, tmp_path / "model.onnx")
+
+
+def test_what_branches_compute_alike_is_quantized_once(tmp_path):
+    def middle(body: Body, x: torch.Tensor) -> torch.Tensor:
+        left, right = body.left(F.max_pool2d(x, 2)), body.right(F.max_pool2d(x, 2))
+        return body.head((F.relu(body.norm(left + right)) + F.relu(body.norm(left + right))).mean((2, 3)))
+
+    quantized = simulate(capture(randomize(Body(middle)), spec=SPEC), [normalized(16)], QuantizationConfig())
+    write_quantized(quantized, SPEC, tmp_path / "model.onnx")
+    found = match_simulation(quantized, tmp_path / "model.onnx", normalized(8, seed=9))
+    assert found.holds, found
 
 
 def test_export_is_silent(tmp_path, capsys):

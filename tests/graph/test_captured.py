@@ -134,6 +134,20 @@ def test_dropout_is_gone():
     assert not any("dropout" in target for target in targets)
 
 
+def test_what_is_computed_twice_is_computed_once():
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        pooled = F.max_pool2d(y, 2) * 2 - F.max_pool2d(y, 2), F.max_pool2d(y, 2, 1)[:, :, :4, :4]
+        return self.bn(self.conv(x)).mean() + pooled[0] + pooled[1]
+
+    model, x = with_norm(forward), inputs((3, 8, 8))
+    made = capture(model, spec=SPEC)
+    assert torch.allclose(made.module(x), model(x), atol=1e-5)
+    targets = [str(node.target) for node in made.module.graph.nodes]
+    assert (targets.count("aten.max_pool2d.default"), targets.count("aten.conv2d.default")) == (2, 1)
+    assert len(made.batch_norms) == 1
+
+
 def test_an_in_place_relu_on_the_input_leaves_the_input_alone():
     model = with_norm(lambda self, x: self.bn(F.relu(self.conv(x).relu_() - 1, inplace=True)))
     made, x = capture(model, spec=SPEC), inputs((3, 8, 8))

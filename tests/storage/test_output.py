@@ -175,6 +175,15 @@ def test_directory_that_is_a_file_is_refused(tmp_path):
             check_directory(path, force=force)
 
 
+@pytest.mark.parametrize("place", [".", "..", "../here"])
+def test_the_current_directory_is_refused(tmp_path, place, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match=rf"{place} holds the current directory, .*; give one below it"):
+        check_directory(Path(place), force=True)
+    check_directory(Path("../there"))
+
+
 def test_directory_that_is_not_empty_is_refused_without_force(earlier):
     before = tree(earlier)
     with pytest.raises(OutputError, match=r"is not empty.*--force"):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dffg.errors import InputError
+from dffg.errors import DataError, InputError
 from dffg.images import read_npz
 from dffg.spec import Array, ImageSpec, JointSpec, Pixels, joined_name
 
@@ -105,7 +105,7 @@ def read_picture(path: Path, spec: ImageSpec) -> Pixels:
                 raise ValueError(f"it is {opened.width}x{opened.height}, too narrow to be scaled")
             picture = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     except Exception as error:  # whatever a damaged file makes Pillow raise, and pictures that it finds too large
-        raise InputError(f"{path} cannot be read as a picture with {channels} channels: {error}") from error
+        raise DataError(f"{path} cannot be read as a picture with {channels} channels: {error}") from error
     pixels = np.asarray(fit_picture(picture, height, width, spec.crop_fraction))
     return np.moveaxis(pixels.reshape(height, width, channels), -1, 0)
 

@@ -25,7 +25,7 @@ _NAMED_PADDINGS: dict[Any, Any] = {
 
 
 def functional_module(program: ExportedProgram, input_names: Sequence[str] = ()) -> fx.GraphModule:
-    """A plain graph: one input, one output tensor, no in-place calls, nothing that does nothing in eval mode."""
+    """A plain graph: one input, one output tensor, no in-place calls, nothing twice or without effect in eval mode."""
     source = program.module(check_guards=False)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -34,6 +34,7 @@ def functional_module(program: ExportedProgram, input_names: Sequence[str] = ())
     for node in list(graph.nodes):
         _make_functional(graph, node)
     _join_inputs(graph, input_names)
+    _merge_equal(graph)
     graph.eliminate_dead_code()
     module = fx.GraphModule(source, graph)
     fold_constants(module)
@@ -72,6 +73,24 @@ def _join_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
     if unused:
         raise CaptureError(f"the network does not use its input {unused[0]}; leave it out.")
     join_inputs(graph, [re.sub(r"\W", "_", name) for name in names])
+
+
+def _merge_equal(graph: fx.Graph) -> None:
+    """Compute what is computed twice once, as exporters do: each result is quantized once, in the file too."""
+    seen: dict[tuple[Any, str], fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        read = fx.map_arg((node.args, node.kwargs), _identity)
+        earlier = seen.setdefault((node.target, repr(read)), node)
+        if earlier is not node:
+            node.replace_all_uses_with(earlier)
+            graph.erase_node(node)
+
+
+def _identity(node: fx.Node) -> Any:
+    """What is written of a node that is read: its name or, of a stored tensor, where that is stored."""
+    return node.target if node.op == "get_attr" else node
 
 
 def _make_functional(graph: fx.Graph, node: fx.Node) -> None:

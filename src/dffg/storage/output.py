@@ -26,6 +26,8 @@ def check_directory(path: Path, *, force: bool = False) -> None:
     """Refuse, before any work, a directory that cannot be written or would be overwritten."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; give a directory with --out.")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise OutputError(f"{path} holds the current directory, which cannot be replaced; give one below it.")
     if path.is_mount():
         raise OutputError(f"{path} is where a disk is mounted, which cannot be replaced; give a directory in it.")
     if path.is_dir() and any(path.iterdir()) and not force:
