@@ -341,10 +341,14 @@ def test_a_full_directory_is_refused_and_force_replaces_only_the_result(
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep me")
+    # of an earlier run, for another target
+    (out / "model.pt2").touch()
+    (out / "report.json").write_text(json.dumps({"schema_version": 1, "files": {"model.pt2": "", "../mine.txt": ""}}))
     with pytest.raises(OutputError, match="--force"):
         quantize(digits.model, out, spec=SPEC, synthesis=QUICK)
     quantize(digits.model, out, spec=SPEC, synthesis=QUICK, force=True)
     assert (out / "mine.txt").read_text() == "keep me"
+    assert not (out / "model.pt2").exists()
     assert file_hash(out / "model.onnx") == finished.files["model.onnx"]
 
 

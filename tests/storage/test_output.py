@@ -104,6 +104,18 @@ def test_other_files_of_the_directory_stay(tmp_path, earlier):
     }
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_files_of_an_earlier_result_go_with_it(tmp_path, earlier, others):
+    (earlier / "model.pt2").write_text("of another target")
+    if not others:
+        (earlier / "notes.txt").unlink()
+    with staged_directory(earlier, commit_mark=MARK, replaced=["model.onnx", "model.pt2", "gone.bin"]) as staging:
+        fill(staging)
+    kept = ["notes.txt"] if others else []
+    assert sorted(path.name for path in earlier.iterdir()) == sorted(["images.npz", "model.onnx", MARK, *kept])
+    assert (earlier / "model.onnx").read_text() == "new model.onnx"
+
+
 def test_commit_mark_is_removed_first_and_moved_last(tmp_path, earlier, monkeypatch):
     import dffg.storage.output
 

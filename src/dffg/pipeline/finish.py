@@ -23,7 +23,7 @@ from dffg.quant.placement import prepare
 from dffg.quant.stored import save_parameters
 from dffg.report.html import render_page
 from dffg.report.notes import equalization_notes, memory_notes, width_notes
-from dffg.report.result import IMAGES_FILE, PAGE_FILE, PARAMETERS_FILE, REPORT_FILE, Result
+from dffg.report.result import IMAGES_FILE, PAGE_FILE, PARAMETERS_FILE, REPORT_FILE, Result, files_of
 from dffg.storage.output import file_hash, staged_directory, temporary_beside
 
 
@@ -41,7 +41,11 @@ def finish(
     runtime = runtime_of(quantization.target)
     with clock.stage("held-out images"):
         held_out = held_out_images(run, synthesis)
-    with staged_directory(run.out, commit_mark=REPORT_FILE) as staging, temporary_beside(run.out) as scratch:
+    earlier = files_of(run.out)
+    with (
+        staged_directory(run.out, commit_mark=REPORT_FILE, replaced=earlier) as staging,
+        temporary_beside(run.out) as scratch,
+    ):
         written, reference = staging / runtime.file, scratch / runtime.file
         with clock.stage("export"):
             runtime.write(quantized, spec, written)

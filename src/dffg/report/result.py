@@ -180,6 +180,15 @@ def read_report(path: Path) -> dict[str, Any]:
     return plain
 
 
+def files_of(directory: Path) -> frozenset[str]:
+    """Names of the files of the result in a directory; none where there is no report that can be read."""
+    try:
+        names = read_report(directory / REPORT_FILE).get("files")
+    except InputError:
+        return frozenset()
+    return frozenset(name for name in names if Path(name).name == name) if isinstance(names, dict) else frozenset()
+
+
 def load_report(path: Path) -> Report:
     """Read a `report.json`. Raises InputError where it is none, or older than this version of its schema."""
     plain = read_report(path)

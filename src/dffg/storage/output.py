@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dffg.errors import OutputError
@@ -74,17 +74,17 @@ def claimed(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged_directory(path: Path, *, commit_mark: str | None = None) -> Iterator[Path]:
+def staged_directory(path: Path, *, commit_mark: str | None = None, replaced: Collection[str] = ()) -> Iterator[Path]:
     """A directory beside `path` to write into; put in place when the block ends well, removed when it does not.
 
     In a directory that holds other files these stay, and files are moved one by one; else old and new are exchanged in
     one step. `commit_mark` names a file that is removed first and moved last: where it is, the files beside it belong
-    to it.
+    to it. Files called as in `replaced` go, also where none of their name takes their place.
     """
     path = path.resolve()
     with temporary_beside(path) as staging:
         yield staging
-        _publish(staging, path, commit_mark)
+        _publish(staging, path, commit_mark, frozenset(replaced))
 
 
 @contextlib.contextmanager
@@ -138,26 +138,28 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _publish(staging: Path, path: Path, commit_mark: str | None) -> None:
+def _publish(staging: Path, path: Path, commit_mark: str | None, replaced: frozenset[str]) -> None:
     for entry in staging.iterdir():
         _flush(entry)
     staging.chmod(stat.S_IMODE(path.stat().st_mode) if path.is_dir() else _READABLE)
     _flush(staging)
     if not path.exists() or not any(path.iterdir()):
         os.replace(staging, path)
-    elif not (_holds_no_others(path, staging) and exchange(staging, path)):
-        _move_one_by_one(staging, path, commit_mark)
+    elif not (_holds_no_others(path, staging, replaced) and exchange(staging, path)):
+        _move_one_by_one(staging, path, commit_mark, replaced)
     _flush(path.parent)
 
 
-def _holds_no_others(path: Path, staging: Path) -> bool:
-    return {entry.name for entry in path.iterdir()} <= {entry.name for entry in staging.iterdir()}
+def _holds_no_others(path: Path, staging: Path, replaced: frozenset[str]) -> bool:
+    return {entry.name for entry in path.iterdir()} <= {entry.name for entry in staging.iterdir()} | replaced
 
 
-def _move_one_by_one(staging: Path, path: Path, commit_mark: str | None) -> None:
+def _move_one_by_one(staging: Path, path: Path, commit_mark: str | None, replaced: frozenset[str]) -> None:
     if commit_mark is not None:
         (path / commit_mark).unlink(missing_ok=True)
         _flush(path)
+    for name in replaced - {entry.name for entry in staging.iterdir()}:
+        (path / name).unlink(missing_ok=True)
     for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == commit_mark):
         if entry.name == commit_mark:
             _flush(path)
