@@ -8,7 +8,7 @@ from PIL import Image
 
 from dffg.errors import InputError
 from dffg.evaluation.data import check_folders, fit_picture, load_data, read_picture
-from dffg.spec import ImageSpec
+from dffg.spec import ImageSpec, JointSpec
 
 SPEC = ImageSpec(shape=(3, 8, 8))
 NORMALIZED = ImageSpec(shape=(3, 8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
@@ -282,6 +282,26 @@ def test_npz_features_are_fed_as_they_are(tmp_path, dtype):
     assert data.labels is None
     assert all_inputs(data).dtype == np.float32
     np.testing.assert_array_equal(all_inputs(data), features.astype(np.float32))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 255.0), (-1.0, 1.0)])
+def test_pixels_for_inputs_of_other_bounds_are_refused(tmp_path, bounds):
+    images = np.full((4, 3, 8, 8), 200, np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    np.savez(tmp_path / "features.npz", features=images)
+    spec = ImageSpec(shape=(3, 8, 8), bounds=bounds)
+    with pytest.raises(InputError, match=r"holds `images`, but .* are not 8-bit pictures; give `features`, the float"):
+        load_data(tmp_path / "images.npz", spec, labelled=False)
+    assert (all_inputs(load_data(tmp_path / "features.npz", spec, labelled=False)) == 200).all()
+
+
+def test_small_integers_are_pixels_only_of_inputs_that_are_pictures(tmp_path):
+    spec = JointSpec.of([NORMALIZED, ImageSpec(shape=(4,), bounds=(-3.0, 3.0))])
+    pixels = np.full((2, 3, 8, 8), 51, np.uint8)
+    np.savez(tmp_path / "data.npz", input0=pixels, input1=np.full((2, 4), 2, np.uint8))
+    picture, vector = spec.split(all_inputs(load_data(tmp_path / "data.npz", spec, labelled=False)))
+    np.testing.assert_array_equal(picture, NORMALIZED.from_uint8(pixels))
+    assert (vector == 2).all()
 
 
 IMAGES = np.zeros((2, 3, 8, 8), np.uint8)
