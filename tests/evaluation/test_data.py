@@ -98,6 +98,29 @@ def test_picture_is_read_with_the_channels_of_the_input(tmp_path, channels, mode
     np.testing.assert_array_equal(pixels, np.moveaxis(expected, -1, 0))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_16_bits_are_scaled_to_8(tmp_path, channels, suffix):
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    pixels = read_picture(tmp_path / f"deep.{suffix}", ImageSpec(shape=(channels, 8, 8)))
+    assert (pixels == np.rint(values / 65535 * 255)).all()
+
+
+def test_pictures_of_16_bits_in_the_other_byte_order_are_read(tmp_path):
+    values = np.full((8, 8), 0x0180, ">u2")
+    Image.frombytes("I;16B", (8, 8), values.tobytes()).save(tmp_path / "deep.tif")
+    # 384 / 257, rounded
+    assert (read_picture(tmp_path / "deep.tif", ImageSpec(shape=(1, 8, 8))) == 1).all()
+
+
+@pytest.mark.parametrize(("dtype", "says"), [(np.float32, "floats"), (np.int32, "integers of 32 bits")])
+def test_pictures_whose_values_have_no_known_range_are_refused(tmp_path, dtype, says):
+    Image.fromarray(np.ones((8, 8), dtype)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match=f"it holds {says}; give pictures of 8 or 16 bits, or an .npz with `features`"):
+        read_picture(tmp_path / "deep.tif", ImageSpec(shape=(1, 8, 8)))
+
+
 def test_file_that_is_no_picture_is_named(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"rubbish")
     with pytest.raises(InputError, match=r"picture.png cannot be read as a picture with 3 channels"):

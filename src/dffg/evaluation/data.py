@@ -22,6 +22,8 @@ _LONGEST = 100
 # Examples that are decoded and run at once.
 _BATCH = 32
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# 65535 becomes 255.
+_16_TO_8_BITS = 257
 # Truth values, whole numbers with and without sign, and floats, as numpy calls them.
 _NUMBERS = "biuf"
 
@@ -104,11 +106,21 @@ def read_picture(path: Path, spec: ImageSpec) -> Pixels:
         with Image.open(path) as opened:
             if max(opened.size) > _LONGEST * min(opened.size):
                 raise ValueError(f"it is {opened.width}x{opened.height}, too narrow to be scaled")
-            picture = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+            picture = _of_8_bits(opened).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     except Exception as error:  # whatever a damaged file makes Pillow raise, and pictures that it finds too large
         raise InputError(f"{path} cannot be read as a picture with {channels} channels: {error}") from error
     pixels = np.asarray(fit_picture(picture, height, width, spec.crop_fraction))
     return np.moveaxis(pixels.reshape(height, width, channels), -1, 0)
+
+
+def _of_8_bits(picture: Image.Image) -> Image.Image:
+    """Pillow's own conversion clips at 255 what has more bits. Nobody says what integers of 32 bits and floats mean."""
+    if picture.mode in ("I", "F"):
+        kind = "floats" if picture.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"it holds {kind}; give pictures of 8 or 16 bits, or an .npz with `features`")
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray(np.rint(np.asarray(picture) / _16_TO_8_BITS).astype(np.uint8))
 
 
 def fit_picture(picture: Image.Image, height: int, width: int, crop_fraction: float) -> Image.Image:
