@@ -13,7 +13,7 @@ from dffg.config import SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.graph.captured import Captured
-from dffg.images import SyntheticSet
+from dffg.images import SyntheticSet, arrays_of
 from dffg.pipeline.run import Run
 from dffg.report.result import IMAGES_FILE, Images, Report
 from dffg.spec import Array, ImageSpec
@@ -76,13 +76,11 @@ def images_beside(directory: Path, captured: Captured, earlier: Report, count: i
 
 
 def save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
-    """As `SyntheticSet` does, or as an array of the same name where they were given."""
+    """As `SyntheticSet` does, or as arrays of the same names where they were given."""
     if images.made is not None:
         images.made.save(path)
-    elif spec.is_pixels:
-        np.savez_compressed(path, images=spec.to_uint8(images.inputs))
     else:
-        np.savez_compressed(path, features=images.inputs)
+        np.savez_compressed(path, **arrays_of(images.inputs, spec))  # type: ignore[arg-type]
 
 
 def held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
