@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dffg.config import MOST_SEED, SynthesisConfig
 from dffg.evaluation.data import load_data
-from dffg.pipeline.calibration import Calibration, save_images
+from dffg.pipeline import calibration
+from dffg.pipeline.calibration import Calibration, held_out_images, save_images
 from dffg.report.result import Images
 from dffg.spec import Array, ImageSpec, JointSpec
 
@@ -34,3 +38,20 @@ def test_images_that_were_given_are_saved_as_they_were(
     with np.load(path) as arrays:
         assert sorted(arrays.files) == names
     np.testing.assert_array_equal(next(load_data(path, spec, labelled=False).batches()), inputs)
+
+
+@pytest.mark.parametrize(
+    ("seed", "other"),
+    [(3, 1_000_006), (-1, 1_000_002), (MOST_SEED, MOST_SEED - 1_000_003), (-MOST_SEED, 1_000_003 - MOST_SEED)],
+)
+def test_held_out_images_are_of_another_seed(monkeypatch: pytest.MonkeyPatch, seed: int, other: int) -> None:
+    made: list[int] = []
+
+    def make(_: object, config: SynthesisConfig, **options: object) -> SimpleNamespace:
+        made.append(config.seed)
+        return SimpleNamespace(inputs=PIXELS)
+
+    monkeypatch.setattr(calibration, "synthesize_set", make)
+    run: Any = SimpleNamespace(network=None, progress=None, memory_limit=None)
+    held_out_images(run, SynthesisConfig(seed=seed))
+    assert made == [other]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dffg.config import SynthesisConfig
+from dffg.config import MOST_SEED, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.graph.captured import Captured
@@ -88,7 +88,9 @@ def held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
     if not config.is_fast_gradient:
         config = SynthesisConfig(count=config.count, seed=config.seed)
     count = min(config.count, config.batch_size * snapshots_per_chain(config))
-    held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
+    # A seed that is still one, also beside the largest.
+    offset = _HELD_OUT_SEED_OFFSET if config.seed + _HELD_OUT_SEED_OFFSET <= MOST_SEED else -_HELD_OUT_SEED_OFFSET
+    held_out = replace(config, seed=config.seed + offset, count=count)
     made = synthesize_set(run.network, held_out, progress=run.progress, memory_limit=run.memory_limit)
     return torch.from_numpy(made.inputs)
 
