@@ -140,6 +140,15 @@ def test_what_nobody_can_mean_is_refused(config, name, most):
         config(**{name: most + 1})
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_seeds_that_torch_has_no_room_for_are_refused(sign):
+    assert SynthesisConfig(seed=sign * 2**43).seed == sign * 2**43
+    with pytest.raises(
+        InputError, match=r"seed is -?8796093022209; choose a number from -8796093022208 to 8796093022208"
+    ):
+        SynthesisConfig(seed=sign * (2**43 + 1))
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -208,6 +208,13 @@ def test_what_is_no_picture_is_not_drawn(tmp_path, spec):
     assert not (tmp_path / "folder").exists()
 
 
+def test_what_leaves_the_legal_pixels_is_not_drawn(tmp_path):
+    made = dataclasses.replace(make_set(), inputs=3 * make_set().inputs)
+    with pytest.raises(OutputError, match=r"left what 8-bit pixels can hold.*; save them as \.npz or \.safetensors"):
+        made.save(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
 class Pickled:
     def __reduce__(self):
         return (pytest.fail, ("pickled content was run",))

@@ -73,15 +73,16 @@ class SyntheticSet:
         """Write `.npz`, `.safetensors`, or, for any other name, a folder of PNG pictures.
 
         Files hold `images` (uint8 pixels) for pictures and `features` (float32 network input) otherwise; of several
-        inputs, `input0`, `input1` and so on. A folder has the names of its pictures in `list.txt`, one a line.
+        inputs, `input0`, `input1` and so on. A folder has the names of its pictures in `list.txt`, one a line; what
+        8-bit pixels cannot hold is refused there with an OutputError.
         """
-        path = Path(path)
+        path, arrays = Path(path), arrays_of(self.inputs, self.spec)
         if path.suffix == ".npz":
-            np.savez_compressed(path, **self._arrays(), metadata=np.asarray(self._metadata()))  # type: ignore[arg-type]
+            np.savez_compressed(path, **arrays, metadata=np.asarray(self._metadata()))  # type: ignore[arg-type]
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            save_file(self._arrays(), path, metadata={"dffg": self._metadata()})
+            save_file(arrays, path, metadata={"dffg": self._metadata()})
         else:
             self._save_pictures(path)
 
@@ -109,18 +110,7 @@ class SyntheticSet:
 
     def pixels(self) -> Pixels | None:
         """The images as 8-bit pixels, (images, *spec.shape), where that is what they are."""
-        if not self.spec.is_pixels:
-            return None
-        pixels = self.spec.to_uint8(self.inputs)
-        # Noise and some generators leave the legal pixels; rounding would make other images of them.
-        return pixels if np.allclose(self.spec.from_uint8(pixels), self.inputs, atol=1e-4) else None
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        if isinstance(self.spec, JointSpec):
-            parts = map(np.ascontiguousarray, self.spec.split(self.inputs))
-            return {joined_name(index): part for index, part in enumerate(parts)}
-        pixels = self.pixels()
-        return {"features": self.inputs} if pixels is None else {"images": pixels}
+        return _as_pixels(self.inputs, self.spec)
 
     def _metadata(self) -> str:
         return json.dumps(
@@ -135,14 +125,39 @@ class SyntheticSet:
 
     def _save_pictures(self, folder: Path) -> None:
         check_pictures(self.spec)
+        pixels = self.pixels()
+        if pixels is None:
+            raise OutputError(
+                f"the generator {self.config.generator} has left what 8-bit pixels can hold, so that pictures of these "
+                "images would be others; save them as .npz or .safetensors."
+            )
         from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)
         names = [f"{index:05d}.png" for index in range(len(self))]
-        for name, pixels in zip(names, self.spec.to_uint8(self.inputs)):
-            picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+        for name, image in zip(names, pixels):
+            picture = image[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1))
             Image.fromarray(picture).save(folder / name)
         (folder / LIST_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def arrays_of(inputs: Array, spec: ImageSpec) -> dict[str, NDArray[Any]]:
+    """Network inputs as a file holds them, so that the same inputs are read again.
+
+    `images` where they are 8-bit pixels, else `features`; of several inputs, `input0`, `input1` and so on.
+    """
+    if isinstance(spec, JointSpec):
+        return {joined_name(index): np.ascontiguousarray(part) for index, part in enumerate(spec.split(inputs))}
+    pixels = _as_pixels(inputs, spec)
+    return {"features": inputs} if pixels is None else {"images": pixels}
+
+
+def _as_pixels(inputs: Array, spec: ImageSpec) -> Pixels | None:
+    if not spec.is_pixels:
+        return None
+    pixels = spec.to_uint8(inputs)
+    # Noise and some generators leave the legal pixels; rounding would make other images of them.
+    return pixels if np.allclose(spec.from_uint8(pixels), inputs, atol=1e-4) else None
 
 
 def _inputs_in(arrays: dict[str, NDArray[Any]], spec: ImageSpec) -> Array:

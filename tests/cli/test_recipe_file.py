@@ -168,6 +168,13 @@ def test_what_a_recipe_shows_can_be_fed_back(here):
     assert (entries["bits"], entries["recipe"], entries["model"]) == ("W8A8", "best", TINY[0])
 
 
+def test_a_limit_of_memory_that_a_recipe_shows_can_be_fed_back(here):
+    text = run("recipe", "show", "--memory-limit", "1.5GB").out
+    assert "memory-limit: 1500000000B\n" in text
+    again = run("recipe", "show", "--recipe", written(here, text))
+    assert again.out == text, again.err
+
+
 def test_a_recipe_names_a_recipe_of_learning_that_the_command_line_overrides(here):
     recipe = written(here, "recipe: best\nfinetune-steps: 7\n")
     entries = shown("--recipe", recipe)

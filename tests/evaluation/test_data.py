@@ -8,7 +8,7 @@ from PIL import Image
 
 from dffg.errors import InputError
 from dffg.evaluation.data import check_folders, fit_picture, load_data, read_picture
-from dffg.spec import ImageSpec
+from dffg.spec import ImageSpec, JointSpec
 
 SPEC = ImageSpec(shape=(3, 8, 8))
 NORMALIZED = ImageSpec(shape=(3, 8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
@@ -96,6 +96,29 @@ def test_picture_is_read_with_the_channels_of_the_input(tmp_path, channels, mode
     expected = np.asarray(source.convert(mode)).reshape(8, 8, channels)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.moveaxis(expected, -1, 0))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_16_bits_are_scaled_to_8(tmp_path, channels, suffix):
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    pixels = read_picture(tmp_path / f"deep.{suffix}", ImageSpec(shape=(channels, 8, 8)))
+    assert (pixels == np.rint(values / 65535 * 255)).all()
+
+
+def test_pictures_of_16_bits_in_the_other_byte_order_are_read(tmp_path):
+    values = np.full((8, 8), 0x0180, ">u2")
+    Image.frombytes("I;16B", (8, 8), values.tobytes()).save(tmp_path / "deep.tif")
+    # 384 / 257, rounded
+    assert (read_picture(tmp_path / "deep.tif", ImageSpec(shape=(1, 8, 8))) == 1).all()
+
+
+@pytest.mark.parametrize(("dtype", "says"), [(np.float32, "floats"), (np.int32, "integers of 32 bits")])
+def test_pictures_whose_values_have_no_known_range_are_refused(tmp_path, dtype, says):
+    Image.fromarray(np.ones((8, 8), dtype)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match=f"it holds {says}; give pictures of 8 or 16 bits, or an .npz with `features`"):
+        read_picture(tmp_path / "deep.tif", ImageSpec(shape=(1, 8, 8)))
 
 
 def test_file_that_is_no_picture_is_named(tmp_path):
@@ -282,6 +305,26 @@ def test_npz_features_are_fed_as_they_are(tmp_path, dtype):
     assert data.labels is None
     assert all_inputs(data).dtype == np.float32
     np.testing.assert_array_equal(all_inputs(data), features.astype(np.float32))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 255.0), (-1.0, 1.0)])
+def test_pixels_for_inputs_of_other_bounds_are_refused(tmp_path, bounds):
+    images = np.full((4, 3, 8, 8), 200, np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    np.savez(tmp_path / "features.npz", features=images)
+    spec = ImageSpec(shape=(3, 8, 8), bounds=bounds)
+    with pytest.raises(InputError, match=r"holds `images`, but .* are not 8-bit pictures; give `features`, the float"):
+        load_data(tmp_path / "images.npz", spec, labelled=False)
+    assert (all_inputs(load_data(tmp_path / "features.npz", spec, labelled=False)) == 200).all()
+
+
+def test_small_integers_are_pixels_only_of_inputs_that_are_pictures(tmp_path):
+    spec = JointSpec.of([NORMALIZED, ImageSpec(shape=(4,), bounds=(-3.0, 3.0))])
+    pixels = np.full((2, 3, 8, 8), 51, np.uint8)
+    np.savez(tmp_path / "data.npz", input0=pixels, input1=np.full((2, 4), 2, np.uint8))
+    picture, vector = spec.split(all_inputs(load_data(tmp_path / "data.npz", spec, labelled=False)))
+    np.testing.assert_array_equal(picture, NORMALIZED.from_uint8(pixels))
+    assert (vector == 2).all()
 
 
 IMAGES = np.zeros((2, 3, 8, 8), np.uint8)

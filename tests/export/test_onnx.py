@@ -248,6 +248,15 @@ def test_what_branches_compute_alike_is_quantized_once(tmp_path):
     assert found.holds, found
 
 
+def test_a_file_that_is_not_valid_is_said_in_one_line(tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise onnx.checker.ValidationError("Graph must be\nmuch else")
+
+    monkeypatch.setattr(onnx.checker, "check_model", fail)
+    with pytest.raises(ExportError, match=r"float.onnx is not valid ONNX: Graph must be; please report this\.$"):
+        write_float(exported("plain").quantized.float_module, SPEC, tmp_path / "float.onnx")
+
+
 def test_export_is_silent(tmp_path, capsys):
     write_quantized(exported("plain").quantized, SPEC, tmp_path / "model.onnx")
     printed = capsys.readouterr()

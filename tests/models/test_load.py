@@ -274,6 +274,15 @@ def test_weights_in_the_wrappers_of_training_scripts(tmp_path, wrap):
     assert same_weights(model, source)
 
 
+@pytest.mark.parametrize("parts", [["module", "head"], ["module"]])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_part_of_a_network_may_be_called_module(tmp_path, parts, parallel):
+    source, model = (nn.ModuleDict({name: nn.Linear(2, 2) for name in parts}) for _ in range(2))
+    torch.save((nn.DataParallel(source) if parallel else source).state_dict(), tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth")
+    assert same_weights(model, source)
+
+
 def test_weights_from_safetensors(tmp_path):
     source, model = randomize(small_conv(), seed=7), small_conv()
     save_file(source.state_dict(), tmp_path / "weights.safetensors")

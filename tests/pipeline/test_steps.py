@@ -23,9 +23,11 @@ from dffg.evaluation.data import load_data
 from dffg.evaluation.metrics import Accuracy, compare
 from dffg.graph.captured import capture
 from dffg.images import SyntheticSet
+from dffg.pipeline import steps
 from dffg.pipeline.evaluate import evaluate
 from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
+from dffg.report.command import python_call
 from dffg.report.html import rebuild
 from dffg.report.result import Result
 from dffg.spec import ImageSpec
@@ -198,6 +200,29 @@ def test_the_report_says_the_call_that_made_it(finished: Result, digits: Digits,
     again = eval(call, {"dffg": dffg, **data})
     assert again.files["model.onnx"] == finished.files["model.onnx"]
     assert again.synthesis == finished.synthesis
+
+
+def test_the_call_has_all_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def stop(*places: Any, **arguments: Any) -> str:
+        said.append(python_call(*places, **arguments))
+        raise InputError("no more is needed")
+
+    monkeypatch.setattr(steps, "python_call", stop)
+    given: dict[str, Any] = {"memory_limit": 2_000_000_000, "device": "cpu", "input_shape": (3, 8, 8)}
+    for call in (
+        lambda: quantize(torch.nn.ReLU(), "out", **given),
+        lambda: steps.finetune(torch.nn.ReLU(), "old", "out", steps=3, target="openvino", device="cpu"),
+        lambda: steps.finetune(torch.nn.ReLU(), "old", "out", steps=3),
+    ):
+        with pytest.raises(InputError, match="no more"):
+            call()
+    assert said == [
+        "dffg.quantize(model, 'out', input_shape=(3, 8, 8), memory_limit=2000000000, device='cpu')",
+        "dffg.finetune(model, 'old', 'out', steps=3, target='openvino', device='cpu')",
+        "dffg.finetune(model, 'old', 'out', steps=3)",
+    ]
 
 
 def test_the_page_is_that_of_the_report_and_can_be_built_again(finished: Result) -> None:

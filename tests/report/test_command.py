@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dffg.config import GENERATORS, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.report.command import needed_options, python_call
-from dffg.spec import ImageSpec
+from dffg.spec import ImageSpec, JointSpec
 
 CONFIGS = [
     SynthesisConfig(),
@@ -67,6 +69,17 @@ def test_a_call_makes_its_arguments_again():
         "synthesis": synthesis,
         "quantization": quantization,
     }
+
+
+def test_text_shapes_and_several_inputs_are_written_as_they_are_given():
+    spec = JointSpec.of([ImageSpec(shape=(3, 8, 8)), ImageSpec(shape=(4,), bounds=(-3.0, 3.0))])
+    text = python_call("quantize", "out", spec=spec, input_shape=torch.Size([3, 8, 8]), target="open'vino")
+    seen = {}
+    recorded = SimpleNamespace(
+        ImageSpec=ImageSpec, JointSpec=JointSpec, quantize=lambda *_, **given: seen.update(given)
+    )
+    eval(text, {"dffg": recorded, "model": "the model"})
+    assert seen == {"spec": spec, "input_shape": (3, 8, 8), "target": "open'vino"}
 
 
 def test_a_call_is_short_where_everything_is_default():

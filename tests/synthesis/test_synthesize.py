@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dffg.config import VARIABILITIES, SynthesisConfig
+from dffg.config import MOST_SEED, VARIABILITIES, SynthesisConfig
 from dffg.errors import InputError
 from dffg.graph.captured import capture
 from dffg.spec import ImageSpec
@@ -279,6 +279,12 @@ def test_the_global_generator_is_neither_used_nor_moved(pictures):
 def test_neighboring_chains_and_seeds_start_elsewhere(features):
     starts = [next(run_chain(features, config(seed=seed), chain)).images for seed in (0, 1) for chain in (0, 1)]
     assert all(not torch.equal(one, other) for one, other in itertools.combinations(starts, 2))
+
+
+@pytest.mark.parametrize("seed", [MOST_SEED, -MOST_SEED])
+def test_chains_of_the_largest_seeds_start_elsewhere(seed):
+    states = [chain_generator(seed, chain).initial_seed() for chain in (0, 1, 2**20 - 1)]
+    assert len(set(states)) == 3
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (4, [4]), (9, [4, 4, 1]), (11, [4, 4, 3])])

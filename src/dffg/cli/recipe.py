@@ -32,4 +32,6 @@ def show(**values: Any) -> None:
     learning = make(LearningConfig, values).completed(quantization)
     for config in (quantization, learning, make(SynthesisConfig, values)):
         values.update(dataclasses.asdict(config))
+    if values["memory_limit"] is not None:
+        values["memory_limit"] = f"{values['memory_limit']}B"  # a size is read with its unit
     click.echo(dump({key: values[str(found.name)] for key, found in recipe_parameters(quantize)}), nl=False)

@@ -6,12 +6,22 @@ The command line derives its options from these fields (`help` in the metadata) 
 from dffg.config.learning import RECIPES, FinetuneConfig, LearningConfig, Rates, ReconstructionConfig
 from dffg.config.notation import AUTO, Budget, Scheme, parse_bytes
 from dffg.config.quantization import RANGES, WEIGHT_RANGES, QuantizationConfig
-from dffg.config.synthesis import GENERATORS, JOINT, NOISES, SCHEDULES, VARIABILITIES, ArrayConfig, SynthesisConfig
+from dffg.config.synthesis import (
+    GENERATORS,
+    JOINT,
+    MOST_SEED,
+    NOISES,
+    SCHEDULES,
+    VARIABILITIES,
+    ArrayConfig,
+    SynthesisConfig,
+)
 
 __all__ = [
     "AUTO",
     "GENERATORS",
     "JOINT",
+    "MOST_SEED",
     "NOISES",
     "RANGES",
     "RECIPES",

@@ -74,6 +74,10 @@ def _tuned(name: str, help: str, choices: tuple[str, ...] = ()) -> Any:
     return option(None, f"{help}  [default: {FAST_GRADIENT_DEFAULTS[name]}, or the generator's]", choices)
 
 
+# The number of a chain is put behind a seed, and both fit into the 64 bits that torch takes.
+MOST_SEED = 2**43
+
+
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
     """How calibration images are made. Lengths on the pixel axis are fractions of the width of the bounds.
@@ -110,6 +114,7 @@ class SynthesisConfig:
         for name in ("count", "batch_size", "steps", "keep_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
         check_most(self, _MOST)
+        require(abs(self.seed) <= MOST_SEED, f"seed is {self.seed}; choose a number from {-MOST_SEED} to {MOST_SEED}.")
         harvests = self.is_fast_gradient or self.generator in _KEEP_SNAPSHOTS
         fill(self, "burn_in", self.steps * 3 // 4 if harvests else self.steps - 1)
         require(

@@ -22,6 +22,8 @@ _LONGEST = 100
 # Examples that are decoded and run at once.
 _BATCH = 32
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# 65535 becomes 255.
+_16_TO_8_BITS = 257
 # Truth values, whole numbers with and without sign, and floats, as numpy calls them.
 _NUMBERS = "biuf"
 
@@ -67,8 +69,9 @@ def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
 
     A folder holds `labels.csv` (columns `file` and `label`), or one sub-folder for every class of the network (classes
     are numbered in alphabetical order), or, where no labels are needed, pictures at any depth. An `.npz` holds `images`
-    (uint8 pixels, N,C,H,W) or `features` (float network inputs, as they are), and `labels`; for a network of several
-    inputs, `input0`, `input1` and so on, each of them pixels or network inputs.
+    (uint8 pixels, N,C,H,W) of networks that take pictures, or `features` (float network inputs, as they are), and
+    `labels`; for a network of several inputs, `input0`, `input1` and so on, each of them pixels (uint8, where that
+    input is a picture) or network inputs.
     """
     path = Path(path)
     if not path.exists():
@@ -103,11 +106,21 @@ def read_picture(path: Path, spec: ImageSpec) -> Pixels:
         with Image.open(path) as opened:
             if max(opened.size) > _LONGEST * min(opened.size):
                 raise ValueError(f"it is {opened.width}x{opened.height}, too narrow to be scaled")
-            picture = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+            picture = _of_8_bits(opened).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     except Exception as error:  # whatever a damaged file makes Pillow raise, and pictures that it finds too large
         raise DataError(f"{path} cannot be read as a picture with {channels} channels: {error}") from error
     pixels = np.asarray(fit_picture(picture, height, width, spec.crop_fraction))
     return np.moveaxis(pixels.reshape(height, width, channels), -1, 0)
+
+
+def _of_8_bits(picture: Image.Image) -> Image.Image:
+    """Pillow's own conversion clips at 255 what has more bits. Nobody says what integers of 32 bits and floats mean."""
+    if picture.mode in ("I", "F"):
+        kind = "floats" if picture.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"it holds {kind}; give pictures of 8 or 16 bits, or an .npz with `features`")
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray(np.rint(np.asarray(picture) / _16_TO_8_BITS).astype(np.uint8))
 
 
 def fit_picture(picture: Image.Image, height: int, width: int, crop_fraction: float) -> Image.Image:
@@ -170,23 +183,33 @@ def _label(place: str, text: str | None) -> int:
 
 def _load_npz(path: Path, spec: ImageSpec) -> Data:
     arrays = read_npz(path)
-    source = arrays.get("images", arrays.get("features"))
-    if isinstance(spec, JointSpec):
-        source = _join(arrays, spec, path)
-    if source is None:
-        raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; it needs `images` (uint8) or `features`.")
-    if source.shape[1:] != spec.shape:
-        raise InputError(f"{path} holds examples of shape {source.shape[1:]}, the network takes {spec.shape}.")
-    if "images" in arrays and source.dtype != np.uint8:
-        raise InputError(f"`images` in {path} is {source.dtype}; store uint8 pixels, or network inputs as `features`.")
+    source = _join(arrays, spec, path) if isinstance(spec, JointSpec) else _only(arrays, spec, path)
     labels = arrays.get("labels")
     if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
         raise InputError(f"`labels` in {path} are {labels.dtype} of shape {labels.shape}; give one whole number each.")
     if labels is not None and len(labels) != len(source):
         raise InputError(f"{path} holds {len(source)} examples but {len(labels)} labels.")
-    is_pixels = source.dtype == np.uint8 and (isinstance(spec, JointSpec) or "images" in arrays)
-    inputs = source if is_pixels else _numbers(source, "features", path)
-    return Data(source=inputs, labels=None if labels is None else _labels(labels), spec=spec)
+    return Data(source=source, labels=None if labels is None else _labels(labels), spec=spec)
+
+
+def _only(arrays: dict[str, NDArray[Any]], spec: ImageSpec, path: Path) -> Pixels | Array:
+    """The only input, as uint8 pixels or as it is fed."""
+    name = "images" if "images" in arrays else "features"
+    source = arrays.get(name)
+    if source is None:
+        raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; it needs `images` (uint8) or `features`.")
+    if source.shape[1:] != spec.shape:
+        raise InputError(f"{path} holds examples of shape {source.shape[1:]}, the network takes {spec.shape}.")
+    if name == "features":
+        return _numbers(source, name, path)
+    if not spec.is_pixels:
+        raise InputError(
+            f"{path} holds `images`, but inputs of shape {spec.shape} with bounds {spec.bounds} are not 8-bit "
+            "pictures; give `features`, the float network inputs, instead."
+        )
+    if source.dtype != np.uint8:
+        raise InputError(f"`images` in {path} is {source.dtype}; store uint8 pixels, or network inputs as `features`.")
+    return source
 
 
 def _numbers(values: NDArray[Any], name: str, path: Path) -> Array:
@@ -196,7 +219,7 @@ def _numbers(values: NDArray[Any], name: str, path: Path) -> Array:
 
 
 def _join(arrays: dict[str, NDArray[Any]], spec: JointSpec, path: Path) -> Array:
-    """Every input by its place, as uint8 pixels or as it is fed."""
+    """Every input by its place: of pictures, uint8 are pixels; everything else is taken as it is fed."""
     parts = []
     for index, part in enumerate(spec.inputs):
         values = arrays.get(joined_name(index))
@@ -206,9 +229,8 @@ def _join(arrays: dict[str, NDArray[Any]], spec: JointSpec, path: Path) -> Array
                 f"{path} has {found} as {joined_name(index)}; the network takes {len(spec.inputs)} inputs, this one of "
                 f"shape {part.shape}, and as many examples of each."
             )
-        parts.append(
-            part.from_uint8(values) if values.dtype == np.uint8 else _numbers(values, joined_name(index), path)
-        )
+        is_pixels = part.is_pixels and values.dtype == np.uint8
+        parts.append(part.from_uint8(values) if is_pixels else _numbers(values, joined_name(index), path))
     if len({len(values) for values in parts}) > 1:
         raise InputError(f"the inputs in {path} are not equally many: {[len(values) for values in parts]}.")
     return spec.join(parts)

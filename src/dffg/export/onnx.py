@@ -21,6 +21,7 @@ from torch import fx
 from torch.export import Dim
 
 from dffg.errors import ExportError, first_line
+from dffg.export.names import make_unique
 from dffg.export.packing import pack_weights
 from dffg.graph.ends import examples, input_names, output_names, split_ends
 from dffg.handover import INPUT_NAME
@@ -48,10 +49,12 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
         raise ExportError(
             f"the exporter wrote {len(quantizers)} quantized tensors for {len(quantized.tensors)}; please report this."
         )
-    for node, tensor in zip(quantizers, quantized.tensors, strict=True):
-        _levels(node).name = quantized_value_name(tensor.name)
+    levels = [_levels(node) for node in quantizers]
+    for value, tensor in zip(levels, quantized.tensors, strict=True):
+        value.name = quantized_value_name(tensor.name)
     _keep_transposed_convolutions(model)
     pack_weights(model, {weight_name(layer.node): layer.weight_bits for layer in quantized.layers})
+    make_unique(model.graph, first=levels)
     _save(model, spec, path)
 
 
@@ -87,7 +90,9 @@ def _levels(quantizer: onnx_ir.Node) -> onnx_ir.Value:
 
 def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
     """Write a float network, to compare size and speed with."""
-    _save(_translate(module, spec), spec, path)
+    model = _translate(module, spec)
+    make_unique(model.graph)
+    _save(model, spec, path)
 
 
 def quantized_value_name(tensor: str) -> str:
@@ -123,7 +128,10 @@ def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path) -> None:
     model.producer_name, model.producer_version = "dffg", None
     _strip(model)
     onnx_ir.save(model, path)
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ExportError(f"{path.name} is not valid ONNX: {first_line(error)}; please report this.") from error
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from dffg.errors import InputError, first_line
 
+_PREFIX = "module."
+
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Put a state dictionary from a file into a network, all of it and nothing else.
 
-    Wrappers that training scripts leave are removed: an outer `state_dict` or `model` entry, a `module.` prefix.
+    Wrappers that training scripts leave are removed: an outer `state_dict` or `model` entry, a `module.` prefix of
+    every name.
     """
-    state = _read_state(path)
     own = model.state_dict()
+    state = _unwrapped(_read_state(path), own)
     optional = {key for key in own if key.endswith("num_batches_tracked")}
     problems = [
         *_name_keys("missing in the file", sorted(own.keys() - state.keys() - optional)),
@@ -56,7 +59,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
     if not named or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} does not hold a state dictionary of tensors.")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+def _unwrapped(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that `nn.DataParallel` puts before every name; a part of the network may have that name."""
+    if own.keys() & state.keys() or not all(key.startswith(_PREFIX) for key in state):
+        return state
+    return {key.removeprefix(_PREFIX): value for key, value in state.items()}
 
 
 def _check_sums(path: Path) -> None:

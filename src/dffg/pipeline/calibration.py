@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dffg.config import SynthesisConfig
+from dffg.config import MOST_SEED, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.graph.captured import Captured
-from dffg.images import SyntheticSet
+from dffg.images import SyntheticSet, arrays_of
 from dffg.pipeline.run import Run
 from dffg.report.result import IMAGES_FILE, Images, Report
 from dffg.spec import Array, ImageSpec
@@ -76,13 +76,11 @@ def images_beside(directory: Path, captured: Captured, earlier: Report, count: i
 
 
 def save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
-    """As `SyntheticSet` does, or as an array of the same name where they were given."""
+    """As `SyntheticSet` does, or as arrays of the same names where they were given."""
     if images.made is not None:
         images.made.save(path)
-    elif spec.is_pixels:
-        np.savez_compressed(path, images=spec.to_uint8(images.inputs))
     else:
-        np.savez_compressed(path, features=images.inputs)
+        np.savez_compressed(path, **arrays_of(images.inputs, spec))  # type: ignore[arg-type]
 
 
 def held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
@@ -90,7 +88,9 @@ def held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
     if not config.is_fast_gradient:
         config = SynthesisConfig(count=config.count, seed=config.seed)
     count = min(config.count, config.batch_size * snapshots_per_chain(config))
-    held_out = replace(config, seed=config.seed + _HELD_OUT_SEED_OFFSET, count=count)
+    # A seed that is still one, also beside the largest.
+    offset = _HELD_OUT_SEED_OFFSET if config.seed + _HELD_OUT_SEED_OFFSET <= MOST_SEED else -_HELD_OUT_SEED_OFFSET
+    held_out = replace(config, seed=config.seed + offset, count=count)
     made = synthesize_set(run.network, held_out, progress=run.progress, memory_limit=run.memory_limit)
     return torch.from_numpy(made.inputs)
 

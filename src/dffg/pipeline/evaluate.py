@@ -35,6 +35,11 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
             f"{path} cannot be run on examples of shape {data.spec.shape} in batches: {first_line(error)}; give the "
             "shape that it takes by --input, and a file whose batch is not fixed."
         ) from error
+    if outputs.ndim < 2:
+        raise InputError(
+            f"{path} answers with one number for every example, and top-1 needs scores for every class, (batch, "
+            "classes); give a file without the argmax."
+        )
     check_folders(outputs.shape[1], data)
     return score(outputs, data.labels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +91,9 @@ def quantize(
     what to do.
     """
     configurations = {"synthesis": synthesis, "quantization": quantization, "learning": learning}
-    data = {"calibration": calibration, "evaluation": evaluation}
-    command = command or python_call("quantize", out, spec=spec, input_shape=input_shape, **configurations, **data)
+    given: dict[str, Any] = {"spec": spec, "input_shape": input_shape, **configurations, "calibration": calibration}
+    given |= {"evaluation": evaluation, "memory_limit": memory_limit, "device": None if device == AUTO else device}
+    command = command or python_call("quantize", out, **given)
     synthesis, quantization = synthesis or SynthesisConfig(), quantization or QuantizationConfig()
     learning = (learning or LearningConfig()).completed(quantization)
     runtime_of(quantization.target)
@@ -179,7 +180,8 @@ def finetune(
     `device` is said in `quantize`. `target` is that of the earlier result, or another that quantizes the same
     tensors. Stopped work goes on, and `command` is said, as in `quantize`.
     """
-    given = {"images": images, "spec": spec, "input_shape": input_shape, "seed": seed, "evaluation": evaluation}
+    given: dict[str, Any] = {"images": images, "target": target, "seed": seed, "spec": spec, "input_shape": input_shape}
+    given |= {"device": None if device == AUTO else device, "evaluation": evaluation}
     LearningConfig(learning_images=images or 0, finetune_steps=steps)  # refuses what nobody can mean, before any work
     command = command or python_call("finetune", quantized, out, steps=steps, **given)
     clock, where = Clock(on_stage, on_count), device_named(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
-from dffg.spec import ImageSpec
+from dffg.spec import ImageSpec, JointSpec
 
 Config = SynthesisConfig | QuantizationConfig | LearningConfig
 
@@ -42,11 +42,15 @@ def python_call(function: str, *places: str | Path, **arguments: Any) -> str:
 
 
 def _written(name: str, value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, Config):
         options = ", ".join(f"{option}={entry!r}" for option, entry in needed_options(value).items())
         return f"dffg.{type(value).__name__}({options})" if options else ""
+    if isinstance(value, JointSpec):
+        return f"dffg.JointSpec.of([{', '.join(_written(name, part) for part in value.inputs)}])"
     if isinstance(value, ImageSpec):
         return f"dffg.{value!r}"
-    if isinstance(value, (int, tuple)):
-        return repr(value)
-    return "" if value is None else name
+    if isinstance(value, (tuple, list)):
+        return repr(tuple(value))  # also of a torch.Size
+    return repr(value) if isinstance(value, (int, str)) else name
