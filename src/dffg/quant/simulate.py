@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.graph.ends import JOIN
-from dffg.graph.nodes import add_tensor, calls, copy_module, layer_name
+from dffg.graph.nodes import add_tensor, calls, copy_module, gives_floats, layer_name
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
 from dffg.quant.in_float import float_operations
 from dffg.quant.mixed import MixedPrecision
@@ -86,17 +86,23 @@ def insert(float_module: fx.GraphModule, parameters: Parameters) -> Quantized:
 
 
 def _describe(node: fx.Node, weight: QParams, input: QParams) -> QuantizedLayer:
-    users = list(node.users)
-    ends = len(users) != 1 or integer_inputs(users[0]) or users[0].op == "output" or calls(users[0], JOIN)
-    result = node.name if ends else users[0].name
     return QuantizedLayer(
         name=node.meta.get("dffg_name", layer_name(node)),
         node=node.name,
-        result=result,
+        result=_carrier(node).name,
         weight_bits=weight.bits,
         activation_bits=input.bits,
         input_range=input.range,
     )
+
+
+def _carrier(node: fx.Node) -> fx.Node:
+    """What alone reads a layer's result, where that goes on with it as one tensor; else the layer itself."""
+    if len(node.users) != 1:
+        return node
+    (user,) = node.users
+    ends = integer_inputs(user) or user.op == "output" or calls(user, JOIN) or not gives_floats(user)
+    return node if ends else user
 
 
 class _ActivationInserter:
