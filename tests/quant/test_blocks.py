@@ -112,6 +112,39 @@ def test_a_gate_between_depthwise_and_pointwise_stays_in_the_block():
     assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), inverted)) == [1, 5]
 
 
+class Parts(nn.Module):
+    """Everything passes through a split; each half has a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        left, right = x.split(4, 1)
+        return torch.cat([self.left(left), self.right(right)], 1)
+
+
+class Steps(nn.Module):
+    """Everything passes through a recurrence, which returns several tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x.mean(2).transpose(1, 2))[0][:, -1]
+
+
+def test_a_block_neither_ends_nor_begins_at_several_tensors():
+    first, parts, last = blocks_of(nn.Sequential(layer(3, 8, kernel_size=3), Parts(), layer(8, 8, kernel_size=1)))
+    assert (first.output, parts.output) == ("relu", "cat")
+    assert len(parts.layers) == 2
+    assert parts.input == "relu"
+    first, last = blocks_of(nn.Sequential(layer(3, 8, kernel_size=3), Steps(), nn.Linear(4, 5)))
+    assert last.input == first.output
+    assert not first.output.startswith("lstm")
+
+
 @pytest.mark.parametrize(("together", "expected"), [(1, [1, 2, 2, 1]), (2, [3, 3]), (3, [5, 1]), (9, [6])])
 def test_joined_blocks_are_a_chain_too(together, expected):
     pair = Shortcut(layer(8, 8, kernel_size=3, padding=1), layer(8, 8, kernel_size=3, padding=1))
