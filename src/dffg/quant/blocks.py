@@ -64,7 +64,8 @@ def work_of(module: fx.GraphModule, block: Block) -> int:
     nodes = nodes_by_name(module)
     inside = needed(nodes[block.output], nodes[block.input])
     shapes = [node.meta["val"].shape[1:] for node in inside if isinstance(node.meta.get("val"), Tensor)]
-    return sum(math.prod(shape) for shape in shapes)
+    # A recurrence begins with zeros of (layers, batch, features), and the batch has no number.
+    return sum(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)
 
 
 def _regions(module: fx.GraphModule) -> list[Block]:
