@@ -221,9 +221,8 @@ def _is_global_pool(node: fx.Node) -> bool:
         return False
     if calls(node, *_ADAPTIVE_POOLS):
         return set(node.args[1]) == {1}  # type: ignore[arg-type]
-    # None and [] are the mean of everything, over the batch as well.
-    dims: Any = (argument(node, 1) or []) if calls(node, aten.mean.dim) else []
-    return sorted(dim % value.dim() for dim in dims) == list(range(2, value.dim()))
+    spatial = list(range(2, value.dim()))
+    return calls(node, aten.mean.dim) and sorted(dim % value.dim() for dim in node.args[1]) == spatial  # type: ignore
 
 
 def _replace_global_pool(module: fx.GraphModule, node: fx.Node) -> None:
