@@ -188,6 +188,12 @@ def test_an_input_that_is_not_described_is_asked_for():
         capture(small_conv())
 
 
+def test_a_shape_without_axes_is_refused():
+    for shape in ((), []):
+        with pytest.raises(InputError, match=r"input shape \(\) is not usable; give CxHxW"):
+            capture(small_conv(), input_shape=shape)
+
+
 def test_a_shape_beside_a_description_is_refused_even_where_they_agree():
     for shape in (SPEC.shape, (1, 8, 8)):
         with pytest.raises(InputError, match="both given; leave input_shape out"):
@@ -244,6 +250,29 @@ def test_a_decomposed_program_is_refused_with_the_reason():
 def test_an_output_in_a_tuple_of_one_is_one_output():
     model, x = with_norm(lambda self, x: (self.bn(x),)), inputs((3, 8, 8))
     assert torch.allclose(capture(model, spec=SPEC).module(x), model(x)[0])
+
+
+@pytest.mark.parametrize("dims", [None, []])
+def test_a_mean_of_everything_names_its_axes(dims):
+    model, x = with_norm(lambda self, x: x - torch.mean(self.bn(x), dim=dims, keepdim=True)), inputs((3, 8, 8))
+    found = capture(model, spec=SPEC).module
+    (mean,) = [node for node in found.graph.nodes if calls(node, torch.ops.aten.mean.dim)]
+    assert mean.args[1:] == ([0, 1, 2, 3], True)
+    torch.testing.assert_close(found(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x > 0, "the output of the network is torch.bool, which cannot be compared as a quantity"),
+        (lambda x: x.argmax(1), "the output of the network is torch.int64, .*; return the scores .* without argmax"),
+        (lambda x: {"boxes": x, "labels": x.argmax(1)}, "output labels of the network is torch.int64"),
+        (lambda x: 3, "the output of the network is no tensor; return tensors only"),
+    ],
+)
+def test_an_output_that_holds_no_quantities_is_refused(answer, message):
+    with pytest.raises(CaptureError, match=message):
+        capture(with_norm(lambda self, x: answer(self.bn(x))), spec=SPEC)
 
 
 def test_an_in_place_call_without_a_twin_is_named():

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from dffg.graph.captured import capture
 from dffg.graph.fold import fold_batch_norms
-from dffg.quant.blocks import find_blocks, joined
+from dffg.quant.blocks import find_blocks, joined, work_of
 from dffg.quant.placement import prepare
 from dffg.quant.widths import quantized_layers
 from dffg.spec import ImageSpec
@@ -110,6 +110,49 @@ def test_a_gate_between_depthwise_and_pointwise_stays_in_the_block():
 
     inverted = nn.Sequential(layer(8, 8, kernel_size=1), depthwise(8), Gate(), layer(8, 8, kernel_size=1))
     assert sizes(nn.Sequential(layer(3, 8, kernel_size=3), inverted)) == [1, 5]
+
+
+class Parts(nn.Module):
+    """Everything passes through a split; each half has a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        left, right = x.split(4, 1)
+        return torch.cat([self.left(left), self.right(right)], 1)
+
+
+class Steps(nn.Module):
+    """Everything passes through a recurrence, which returns several tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x.mean(2).transpose(1, 2))[0][:, -1]
+
+
+def test_a_block_neither_ends_nor_begins_at_several_tensors():
+    first, parts, last = blocks_of(nn.Sequential(layer(3, 8, kernel_size=3), Parts(), layer(8, 8, kernel_size=1)))
+    assert (first.output, parts.output) == ("relu", "cat")
+    assert len(parts.layers) == 2
+    assert parts.input == "relu"
+    first, last = blocks_of(nn.Sequential(layer(3, 8, kernel_size=3), Steps(), nn.Linear(4, 5)))
+    assert last.input == first.output
+    assert not first.output.startswith("lstm")
+
+
+def test_the_work_of_a_recurrence_is_a_number_although_its_zeros_have_the_batch_as_second_axis():
+    network = capture(
+        randomize(nn.Sequential(layer(3, 8, kernel_size=3), Steps(), nn.Linear(4, 5))), input_shape=(3, 8, 8)
+    )
+    module = prepare(fold_batch_norms(network))
+    zeros = [node.meta["val"] for node in module.graph.nodes if node.target is torch.ops.aten.zeros.default]
+    assert [isinstance(value.shape[1], int) for value in zeros] == [False, False]
+    assert [type(work_of(module, block)) for block in find_blocks(module)] == [int, int]
 
 
 @pytest.mark.parametrize(("together", "expected"), [(1, [1, 2, 2, 1]), (2, [3, 3]), (3, [5, 1]), (9, [6])])

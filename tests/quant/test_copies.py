@@ -5,14 +5,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dffg.config import QuantizationConfig
+from dffg.config import FinetuneConfig, QuantizationConfig
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
 from dffg.graph.captured import capture
-from dffg.quant.decide import prepare_float, simulate
+from dffg.quant.decide import decide, prepare_float, simulate
+from dffg.quant.finetune import finetune
 from dffg.quant.operators import COPY
 from dffg.quant.placement import place
+from dffg.quant.stored import load_parameters, save_parameters
 from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
 from dffg.spec import ImageSpec
 from tests.networks import InvertedResidual, captured, inputs, randomize
@@ -37,6 +39,20 @@ class Chain(nn.Module):
         x = x + self.second(F.relu(x))
         x = F.relu(x + self.third(x))
         return self.head(x.mean((2, 3)))
+
+
+class Pooled(nn.Module):
+    """A residual block behind max pooling, whose result has the range of what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.norm(self.stem(x))), 2)
+        return self.head(F.relu(x + self.first(x)).mean((2, 3)))
 
 
 def copied(network, **options):
@@ -64,6 +80,32 @@ def test_layers_read_a_narrow_copy_of_what_shortcuts_keep():
     assert all(
         user.target is torch.ops.aten.add.Tensor or user.target is COPY for t in copies for user in users(module, t)
     )
+
+
+def test_a_sum_keeps_its_bits_where_both_of_its_readers_are_behind_max_pooling():
+    module, copies = copied(capture(randomize(Pooled()), spec=SPEC), bits="W4A4")
+    placement = place(module)
+    widths = uniform_widths(module, placement, QuantizationConfig(bits="W4A4"))
+    assert list(copies) == ["max_pool2d"]
+    assert {node.name: widths.activations[source.name] for node, source in placement.source.items()} == {
+        "x": 4,
+        "relu": 8,
+        "max_pool2d": 8,
+        "max_pool2d_narrow": 4,
+        "conv2d_1": 8,
+        "relu_1": 8,
+        "global_average_pool_default": 4,
+        "flatten_using_ints": 4,
+    }
+
+
+def test_what_was_decided_behind_max_pooling_is_stored_read_and_trained_on(tmp_path):
+    images, config = inputs(SPEC.shape, 8), QuantizationConfig(bits="W4A4", equalize="none")
+    found = decide(capture(randomize(Pooled()), spec=SPEC), [images], config)
+    save_parameters(found.parameters, tmp_path / "parameters.npz")
+    parameters = load_parameters(tmp_path / "parameters.npz", found.float_module)
+    tuned = finetune(found.float_module, parameters, images, FinetuneConfig(iterations=1, batch_size=8))
+    assert (tuned.activations["relu"].bits, tuned.activations["max_pool2d_narrow"].bits) == (8, 4)
 
 
 def users(module, name):
@@ -118,7 +160,7 @@ def test_a_wide_outer_layer_reads_the_tensor_itself():
     assert last.args[0].target is torch.ops.aten.add.Tensor
 
 
-@pytest.mark.parametrize("network", [Chain, InvertedResidual])
+@pytest.mark.parametrize("network", [Chain, InvertedResidual, Pooled])
 @pytest.mark.parametrize("bits", ["W4A4", "W8A2", "W6A6"])
 def test_onnxruntime_computes_the_same_integers(tmp_path, network, bits):
     images = inputs(SPEC.shape, 16)

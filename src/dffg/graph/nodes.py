@@ -47,6 +47,12 @@ def pads_with_zeros(node: Any) -> bool:
     return calls(node, aten.pad.default) and argument(node, 2, "constant") == "constant" and not argument(node, 3, 0)
 
 
+def gives_floats(node: fx.Node) -> bool:
+    """Whether the result of `node` is one tensor of floating-point numbers; chunk and lstm give several."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def is_stored(node: Any) -> bool:
     """Whether `node` reads a parameter, buffer or constant of the module."""
     return isinstance(node, fx.Node) and node.op == "get_attr"

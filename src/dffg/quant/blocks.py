@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
-from dffg.graph.nodes import CONVOLUTIONS, calls, groups_of, is_depthwise, needed, nodes_by_name, weight_of
+from dffg.graph.nodes import (
+    CONVOLUTIONS,
+    calls,
+    gives_floats,
+    groups_of,
+    is_depthwise,
+    needed,
+    nodes_by_name,
+    weight_of,
+)
 from dffg.quant.widths import quantized_layers
 
 
@@ -24,11 +33,11 @@ class Block:
 def find_blocks(module: fx.GraphModule) -> tuple[Block, ...]:
     """Residual blocks, inverted residuals and single layers, in order of execution, found by the edges of the graph.
 
-    A node through which everything passes is a place to cut; between two such nodes lies a layer, or everything that a
-    shortcut spans. What has no layer joins the block before; but pooling of whole maps joins the next, because a block
-    would else learn from one number for every channel of an image, and fit that with far too many weights. A depthwise
-    convolution is joined with the pointwise ones around it: alone it has too little to learn, and the tensors beside
-    it are the widest of the network.
+    A node through which everything passes, as one tensor of floats, is a place to cut; between two such nodes lies a
+    layer, or everything that a shortcut spans. What has no layer joins the block before; but pooling of whole maps
+    joins the next, because a block would else learn from one number for every channel of an image, and fit that with
+    far too many weights. A depthwise convolution is joined with the pointwise ones around it: alone it has too little
+    to learn, and the tensors beside it are the widest of the network.
     """
     regions = _regions(module)
     merged: list[list[Block]] = []
@@ -55,7 +64,8 @@ def work_of(module: fx.GraphModule, block: Block) -> int:
     nodes = nodes_by_name(module)
     inside = needed(nodes[block.output], nodes[block.input])
     shapes = [node.meta["val"].shape[1:] for node in inside if isinstance(node.meta.get("val"), Tensor)]
-    return sum(math.prod(shape) for shape in shapes)
+    # A recurrence begins with zeros of (layers, batch, features), and the batch has no number.
+    return sum(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)
 
 
 def _regions(module: fx.GraphModule) -> list[Block]:
@@ -90,12 +100,12 @@ def _positions(node: fx.Node) -> int:
 
 
 def _cuts(module: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
-    """Every computing node, with whether each edge that passes it starts at it."""
+    """Every computing node, with whether each edge that passes it starts at it and it can be learned from."""
     nodes = [node for node in module.graph.nodes if node.op not in ("get_attr", "output")]
     position = {node: index for index, node in enumerate(nodes)}
     furthest, found = -1, []
     for index, node in enumerate(nodes):
-        found.append((node, furthest <= index))
+        found.append((node, furthest <= index and gives_floats(node)))
         furthest = max([furthest, *(position.get(user, len(nodes)) for user in node.users)])
     return found
 

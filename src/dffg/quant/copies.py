@@ -29,7 +29,8 @@ def with_narrow_copies(module: fx.GraphModule, config: QuantizationConfig) -> fx
     if not narrow:
         return module
     module = copy_module(module)
-    for tensor in [node for node, source in place(module, config.rules).source.items() if source is node]:
+    # Also what shares the range of another, such as the result of max pooling that a convolution and a sum read.
+    for tensor in list(place(module, config.rules).source):
         readers = [user for user in tensor.users if _leads_to(user, narrow)]
         if readers and len(readers) < len(tensor.users):
             _insert(module, tensor, readers)

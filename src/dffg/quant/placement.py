@@ -30,6 +30,7 @@ from dffg.graph.nodes import (
     aten,
     calls,
     copy_module,
+    gives_floats,
     is_stored,
     nodes_by_name,
     pads_with_zeros,
@@ -112,7 +113,8 @@ def integer_inputs(node: fx.Node) -> list[fx.Node]:
         return [node.args[0]] if readable else []  # type: ignore[list-item]
     if calls(node, *ELEMENTWISE):
         operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and not is_stored(operand)]
-        return operands if len(operands) == 2 and node.kwargs.get("alpha", 1) == 1 and _are_float(operands) else []
+        is_plain = len(operands) == 2 and node.kwargs.get("alpha", 1) == 1
+        return operands if is_plain and all(map(gives_floats, operands)) else []
     if calls(node, aten.cat.default):
         return list(node.args[0])  # type: ignore[arg-type]
     return [node.args[0]] if calls(node, *POOLS) else []  # type: ignore[list-item]
@@ -211,10 +213,6 @@ def keeps_range(node: fx.Node) -> bool:
 def commutes(node: fx.Node) -> bool:
     """Whether quantizing what a node reads is as good as quantizing its result."""
     return keeps_range(node) or _is_absorbable(node) or calls(node, aten.cat.default, COPY)
-
-
-def _are_float(nodes: list[fx.Node]) -> bool:
-    return all(isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_floating_point() for node in nodes)
 
 
 def _is_global_pool(node: fx.Node) -> bool:

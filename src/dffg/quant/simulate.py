@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain, count
 
 import torch
 from torch import Tensor, fx
 
 from dffg.graph.ends import JOIN
-from dffg.graph.nodes import add_tensor, calls, copy_module, layer_name
+from dffg.graph.nodes import add_tensor, calls, copy_module, gives_floats, layer_name
 from dffg.quant.affine import QParams, bias_qparams, per_channel, quantize, weight_qparams, widen_for_bias
 from dffg.quant.in_float import float_operations
 from dffg.quant.mixed import MixedPrecision
@@ -20,8 +22,9 @@ from dffg.quant.widths import input_tensor, quantized_layers
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """One convolution or linear layer: its name for people, its node, and the node that carries its result.
+    """One call of a convolution or linear layer: its name for people, its node, and the node that carries its result.
 
+    name: that of the module, with a number where it is called again, such as conv (2): no two are equal.
     weight_bits and activation_bits: of its weight and of its input. input_range: what the input's integers represent.
     """
 
@@ -63,10 +66,11 @@ def insert(float_module: fx.GraphModule, parameters: Parameters) -> Quantized:
     """Write scales, zero points and integer weights into a copy of the graph."""
     module = copy_module(float_module)
     placement = place(module, parameters.target)
-    layers, in_float = [], float_operations(module, placement, parameters.target)
+    in_float = float_operations(module, placement, parameters.target)
+    layers: list[QuantizedLayer] = []
     for node in quantized_layers(module):
         layer, input_qparams = parameters.layers[node.name], parameters.activations[input_tensor(node, placement).name]
-        layers.append(_describe(node, layer.qparams, input_qparams))
+        layers.append(_describe(node, layer.qparams, input_qparams, {before.name for before in layers}))
         _write_layer(module, node, layer, input_qparams.scale if parameters.target.integer_biases else None)
     inserter = _ActivationInserter(module, parameters.activations)
     tensors = tuple(inserter.insert(node, source.name) for node, source in placement.source.items())
@@ -85,18 +89,29 @@ def insert(float_module: fx.GraphModule, parameters: Parameters) -> Quantized:
     )
 
 
-def _describe(node: fx.Node, weight: QParams, input: QParams) -> QuantizedLayer:
-    users = list(node.users)
-    ends = len(users) != 1 or integer_inputs(users[0]) or users[0].op == "output" or calls(users[0], JOIN)
-    result = node.name if ends else users[0].name
+def _describe(node: fx.Node, weight: QParams, input: QParams, taken: Collection[str]) -> QuantizedLayer:
     return QuantizedLayer(
-        name=node.meta.get("dffg_name", layer_name(node)),
+        name=_free_name(node.meta.get("dffg_name", layer_name(node)), taken),
         node=node.name,
-        result=result,
+        result=_carrier(node).name,
         weight_bits=weight.bits,
         activation_bits=input.bits,
         input_range=input.range,
     )
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name} ({call})" for call in count(2))
+    return next(candidate for candidate in chain([name], numbered) if candidate not in taken)
+
+
+def _carrier(node: fx.Node) -> fx.Node:
+    """What alone reads a layer's result, where that goes on with it as one tensor; else the layer itself."""
+    if len(node.users) != 1:
+        return node
+    (user,) = node.users
+    ends = integer_inputs(user) or user.op == "output" or calls(user, JOIN) or not gives_floats(user)
+    return node if ends else user
 
 
 class _ActivationInserter:

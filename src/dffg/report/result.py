@@ -82,8 +82,9 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One convolution or linear layer; sqnr_db of its result within the quantized network.
+    """One call of a convolution or linear layer; sqnr_db of its result within the quantized network.
 
+    name: that of the module, with a number where it is called again, such as conv (2): no two are equal.
     input_range: lowest and highest input that its integers represent; None where a report does not say.
     """
 
