@@ -174,6 +174,12 @@ def test_an_input_that_is_not_described_is_asked_for():
         capture(small_conv())
 
 
+def test_a_shape_without_axes_is_refused():
+    for shape in ((), []):
+        with pytest.raises(InputError, match=r"input shape \(\) is not usable; give CxHxW"):
+            capture(small_conv(), input_shape=shape)
+
+
 def test_a_shape_beside_a_description_is_refused_even_where_they_agree():
     for shape in (SPEC.shape, (1, 8, 8)):
         with pytest.raises(InputError, match="both given; leave input_shape out"):

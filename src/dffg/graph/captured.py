@@ -75,16 +75,18 @@ def capture(
     dimension, in which case pixels in [0, 1] without normalization are assumed and a note says so. Several inputs are
     several shapes or examples, or a `JointSpec`, in the order of the arguments of `forward`.
 
-    Raises `CaptureError` where weights are NaN or infinite, or the network cannot be exported, with the exporter's
-    reason, and `StatisticsError` where it has neither BatchNorm nor patches to compare, or a BatchNorm whose statistics
-    are missing, negative, infinite or NaN.
+    Raises `InputError` where the input is unknown or wrong, `CaptureError` where weights are NaN or infinite, an output
+    holds no floating-point numbers, or the network cannot be exported, with the exporter's reason, and
+    `StatisticsError` where it has neither BatchNorm nor patches to compare, or a BatchNorm whose statistics are
+    missing, negative, infinite or NaN.
     """
     if spec is not None and input_shape is not None:
         raise InputError("spec and input_shape are both given; leave input_shape out, since spec has a shape.")
     example_inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input or ())
     shapes = [tuple(example.shape[1:]) for example in example_inputs]
     if input_shape is not None:
-        shapes = [tuple(input_shape)] if isinstance(input_shape[0], int) else list(map(tuple, input_shape))  # type: ignore
+        is_one = not input_shape or isinstance(input_shape[0], int)
+        shapes = [tuple(input_shape)] if is_one else list(map(tuple, input_shape))  # type: ignore
     if isinstance(model, ExportedProgram) and not shapes:
         shapes = program_input_shapes(model)
     spec, notes = _complete_spec(spec, shapes)
