@@ -238,6 +238,20 @@ def test_an_output_in_a_tuple_of_one_is_one_output():
     assert torch.allclose(capture(model, spec=SPEC).module(x), model(x)[0])
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x > 0, "the output of the network is torch.bool, which cannot be compared as a quantity"),
+        (lambda x: x.argmax(1), "the output of the network is torch.int64, .*; return the scores .* without argmax"),
+        (lambda x: {"boxes": x, "labels": x.argmax(1)}, "output labels of the network is torch.int64"),
+        (lambda x: 3, "the output of the network is no tensor; return tensors only"),
+    ],
+)
+def test_an_output_that_holds_no_quantities_is_refused(answer, message):
+    with pytest.raises(CaptureError, match=message):
+        capture(with_norm(lambda self, x: answer(self.bn(x))), spec=SPEC)
+
+
 def test_an_in_place_call_without_a_twin_is_named():
     model = with_norm(lambda self, x: self.bn(self.conv(x).transpose_(2, 3)))
     with pytest.raises(CaptureError, match=r"changes a tensor in place \(aten\.transpose_"):

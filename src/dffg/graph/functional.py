@@ -48,14 +48,24 @@ def _one_output(graph: fx.Graph, outputs: Any, structure: Any) -> fx.Node:
     paths, _ = tree_flatten_with_path(tree_unflatten(range(len(leaves)), structure))
     found = {_path_name(path): leaf for (path, _), leaf in zip(paths, leaves, strict=True) if leaf is not None}
     for name, leaf in found.items():
-        value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
-        if not isinstance(value, Tensor):
-            raise CaptureError(f"output {name} of the network is no tensor; return tensors only.")
-        if len(found) > 1 and (value.dim() == 0 or isinstance(value.shape[0], int)):
-            raise CaptureError(f"output {name} of the network has no batch; return what depends on the input only.")
+        _check_output(f"output {name}" if name else "the output", leaf, is_joined=len(found) > 1)
     if not found:
         raise CaptureError("the network returns no tensor.")
     return next(iter(found.values())) if len(found) == 1 else join_outputs(graph, list(found.values()), list(found))
+
+
+def _check_output(shown: str, leaf: Any, is_joined: bool) -> None:
+    value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
+    if not isinstance(value, Tensor):
+        raise CaptureError(f"{shown} of the network is no tensor; return tensors only.")
+    if is_joined and (value.dim() == 0 or isinstance(value.shape[0], int)):
+        raise CaptureError(f"{shown} of the network has no batch; return what depends on the input only.")
+    # Of numbers that name something, how far apart two are says nothing about what quantization has done.
+    if not value.is_floating_point():
+        raise CaptureError(
+            f"{shown} of the network is {value.dtype}, which cannot be compared as a quantity; return the scores that "
+            "it comes from, without argmax or comparison."
+        )
 
 
 def _path_name(path: Any) -> str:
