@@ -238,6 +238,15 @@ def test_an_output_in_a_tuple_of_one_is_one_output():
     assert torch.allclose(capture(model, spec=SPEC).module(x), model(x)[0])
 
 
+@pytest.mark.parametrize("dims", [None, []])
+def test_a_mean_of_everything_names_its_axes(dims):
+    model, x = with_norm(lambda self, x: x - torch.mean(self.bn(x), dim=dims, keepdim=True)), inputs((3, 8, 8))
+    found = capture(model, spec=SPEC).module
+    (mean,) = [node for node in found.graph.nodes if calls(node, torch.ops.aten.mean.dim)]
+    assert mean.args[1:] == ([0, 1, 2, 3], True)
+    torch.testing.assert_close(found(x), model(x))
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

@@ -108,7 +108,15 @@ def test_global_pooling_is_found_for_any_number_of_axes(dims, adaptive):
     assert torch.allclose(module(inputs(shape)), model.eval()(inputs(shape)), atol=1e-6)
 
 
-@pytest.mark.parametrize("pool", [lambda x: x.mean(1), lambda x: x.mean((1, 2)), lambda x: F.adaptive_avg_pool2d(x, 2)])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: x.mean(1),
+        lambda x: x.mean((1, 2)),
+        lambda x: F.adaptive_avg_pool2d(x, 2),
+        lambda x: x - torch.mean(x, dim=None, keepdim=True),
+    ],
+)
 def test_other_means_are_not_global_pooling(pool):
     source, _, left = placed(lambda self, x: pool(x))
     assert "global_average_pool_default" not in source

@@ -96,6 +96,9 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
     if calls(node, aten.view.default):
         # Without the copies that are left out below, the memory may lie otherwise.
         node.target = aten.reshape.default
+    if calls(node, aten.mean.dim) and not argument(node, 1):
+        # None and [] are all axes; torch's exporter writes an invalid file of None.
+        node.args = (node.args[0], list(range(node.args[0].meta["val"].dim())), *node.args[2:])  # type: ignore[union-attr]
     if calls(node, *_DROPOUTS, *_IDENTITIES):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)
