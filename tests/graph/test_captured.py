@@ -266,13 +266,18 @@ def test_a_mean_of_everything_names_its_axes(dims):
     [
         (lambda x: x > 0, "the output of the network is torch.bool, which cannot be compared as a quantity"),
         (lambda x: x.argmax(1), "the output of the network is torch.int64, .*; return the scores .* without argmax"),
-        (lambda x: {"boxes": x, "labels": x.argmax(1)}, "output labels of the network is torch.int64"),
         (lambda x: 3, "the output of the network is no tensor; return tensors only"),
     ],
 )
 def test_an_output_that_holds_no_quantities_is_refused(answer, message):
     with pytest.raises(CaptureError, match=message):
         capture(with_norm(lambda self, x: answer(self.bn(x))), spec=SPEC)
+
+
+def test_classes_beside_scores_stay():
+    model, x = with_norm(lambda self, x: {"scores": self.bn(x), "labels": self.bn(x).argmax(1)}), inputs((3, 8, 8))
+    found, expected = capture(model, spec=SPEC).module(x), model(x)
+    assert torch.equal(found[:, -64:].reshape(-1, 8, 8), expected["labels"].float())
 
 
 def test_an_in_place_call_without_a_twin_is_named():

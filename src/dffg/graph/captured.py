@@ -75,8 +75,8 @@ def capture(
     dimension, in which case pixels in [0, 1] without normalization are assumed and a note says so. Several inputs are
     several shapes or examples, or a `JointSpec`, in the order of the arguments of `forward`.
 
-    Raises `InputError` where the input is unknown or wrong, `CaptureError` where weights are NaN or infinite, an output
-    holds no floating-point numbers, or the network cannot be exported, with the exporter's reason, and
+    Raises `InputError` where the input is unknown or wrong, `CaptureError` where weights are NaN or infinite, the only
+    output holds no floating-point numbers, or the network cannot be exported, with the exporter's reason, and
     `StatisticsError` where it has neither BatchNorm nor patches to compare, or a BatchNorm whose statistics are
     missing, negative, infinite or NaN.
     """

@@ -61,8 +61,9 @@ def _check_output(shown: str, leaf: Any, is_joined: bool) -> None:
         raise CaptureError(f"{shown} of the network is no tensor; return tensors only.")
     if is_joined and (value.dim() == 0 or isinstance(value.shape[0], int)):
         raise CaptureError(f"{shown} of the network has no batch; return what depends on the input only.")
-    # Of numbers that name something, how far apart two are says nothing about what quantization has done.
-    if not value.is_floating_point():
+    # How far apart two numbers are that name something says nothing of what quantization has done; beside scores, as of
+    # a detector, they may stay.
+    if not is_joined and not value.is_floating_point():
         raise CaptureError(
             f"{shown} of the network is {value.dtype}, which cannot be compared as a quantity; return the scores that "
             "it comes from, without argmax or comparison."
