@@ -274,6 +274,12 @@ def test_an_output_that_holds_no_quantities_is_refused(answer, message):
         capture(with_norm(lambda self, x: answer(self.bn(x))), spec=SPEC)
 
 
+def test_two_outputs_of_one_name_are_refused():
+    model = with_norm(lambda self, x: {"a.b": self.bn(x), "a": {"b": self.conv(x)}})
+    with pytest.raises(CaptureError, match=r"two outputs of the network are called a\.b; name one of them otherwise"):
+        capture(model, spec=SPEC)
+
+
 def test_classes_beside_scores_stay():
     model, x = with_norm(lambda self, x: {"scores": self.bn(x), "labels": self.bn(x).argmax(1)}), inputs((3, 8, 8))
     found, expected = capture(model, spec=SPEC).module(x), model(x)

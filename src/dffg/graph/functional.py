@@ -47,7 +47,13 @@ def _one_output(graph: fx.Graph, outputs: Any, structure: Any) -> fx.Node:
     """The output, or several of them joined, each with the path that leads to it in what the network returns."""
     leaves = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
     paths, _ = tree_flatten_with_path(tree_unflatten(range(len(leaves)), structure))
-    found = {_path_name(path): leaf for (path, _), leaf in zip(paths, leaves, strict=True) if leaf is not None}
+    found: dict[str, Any] = {}
+    for (path, _), leaf in zip(paths, leaves, strict=True):
+        name = _path_name(path)
+        if name in found:
+            raise CaptureError(f"two outputs of the network are called {name}; name one of them otherwise.")
+        if leaf is not None:
+            found[name] = leaf
     for name, leaf in found.items():
         _check_output(f"output {name}" if name else "the output", leaf, is_joined=len(found) > 1)
     if not found:
