@@ -20,7 +20,7 @@ from benchmarks.cells import measure as measure_cells
 from benchmarks.int8 import OURS
 from benchmarks.lowbits import RECONSTRUCTION, Budget, Prepared, key, learn, synthesis
 from benchmarks.networks import REAL, load_benchmarks
-from benchmarks.tables import Records, is_timed_beside_others, latest, mean_and_deviation, spread
+from benchmarks.tables import Records, headed, is_timed_beside_others, latest, mean_and_deviation, spread
 from dffg.machine.device import HOST
 from dffg.spec import Array
 from dffg.synthesis.synthesize import Progress, synthesize_set
@@ -120,7 +120,7 @@ def effort_table() -> str:
         first = group[0]
         error = statistics.mean(r["standard_error"] for r in group)
         lines.append(
-            f"| {first['network']} ({first['float_top1']:.2f} %, {first['count']}) | {first['images']} "
+            f"| {headed(first['network'], first)} | {first['images']} "
             f"| {first['steps']} | {first['source']} | {first['device']} | {len(group)} | {_shown_minutes(group)} "
             f"| {spread(group, 'drop_points')} | {error:.2f} | {spread(group, 'kl_to_float')} |"
         )

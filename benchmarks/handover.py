@@ -14,6 +14,7 @@ import onnx
 
 from benchmarks import int8, latency, records, tables
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
+from benchmarks.tables import headed
 from dffg.config import SynthesisConfig
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_float
@@ -158,7 +159,7 @@ def handover_table() -> str:
 
 
 def _row(network: str, tool: str, cell: tables.Records) -> str:
-    head = f"{network} ({cell[0]['ours']['float_top1']:.2f} %, {cell[0]['ours']['count']})"
+    head = headed(network, cell[0]["ours"])
     drops = [tables.spread([r[source] for r in cell], "drop_points") for source in ("ours", "real", "beside_real")]
     error = tables.mean_and_deviation([r["beside_real"]["standard_error"] for r in cell])[0]
     kls = [tables.spread([r[source] for r in cell], "kl_to_float", 1000) for source in ("ours", "real")]

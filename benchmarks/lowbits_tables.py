@@ -7,7 +7,7 @@ import statistics
 from benchmarks import claims, lowbits, records
 from benchmarks.int8 import OURS
 from benchmarks.networks import REAL
-from benchmarks.tables import Records, is_timed_beside_others, latest, spread, unique
+from benchmarks.tables import Records, headed, is_timed_beside_others, latest, spread, unique
 from dffg.machine.device import CPU
 
 _NONE = "-"
@@ -55,7 +55,7 @@ def lowbits_short_table() -> str:
             parts = [[r for r in cells if r["bits"] == bits] for bits in lowbits.BITS]
             drops = [spread(part, "drop_points") if part else _NONE for part in parts]
             if cells:
-                name = f"{network} ({cells[0]['float_top1']:.2f} %, {cells[0]['count']})"
+                name = headed(network, cells[0])
                 lines.append(f"| {name} | {method} | {' | '.join(drops)} |")
     return "\n".join(lines)
 
@@ -85,7 +85,7 @@ def _row(network: str, bits: str, method: str, cell: Records) -> str:
     drops = [spread(part, "drop_points") if part else _NONE for part in by_source.values()]
     ours = by_source[OURS] or cell
     error = statistics.mean(r["standard_error"] for r in ours)
-    head = f"{network} ({cell[0]['float_top1']:.2f} %, {cell[0]['count']})"
+    head = headed(network, cell[0])
     seeds = len({r["seed"] for r in ours})
     return f"| {head} | {bits} | {method} | {seeds} | {' | '.join(drops)} | {error:.2f} | {shown_seconds(ours)} |"
 

@@ -18,7 +18,7 @@ from benchmarks import records
 from benchmarks.cells import measure as measure_cells
 from benchmarks.lowbits import Prepared
 from benchmarks.networks import load_benchmarks
-from benchmarks.tables import Records, latest, mean_and_deviation, spread, unique
+from benchmarks.tables import Records, headed, latest, mean_and_deviation, spread, unique
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.machine.device import HOST
 from dffg.machine.distributed import Workers
@@ -123,7 +123,7 @@ def mixed_table() -> str:
         groups = {name: [r for r in found if (r["network"], r["at"]) == (network, name)] for name in _names()}
         for name, group in sorted(groups.items(), key=lambda entry: -_megabytes(entry[1])):
             if group:
-                head = f"{network} ({group[0]['float_top1']:.2f} %, {group[0]['count']})"
+                head = headed(network, group[0])
                 label = name if name in UNIFORM_BITS else f"mixed, {name} of W8"
                 error = statistics.mean(r["standard_error"] for r in group)
                 lines.append(

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import int8, latency, records, tables
 from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
+from benchmarks.tables import headed
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import compare
@@ -124,7 +125,7 @@ def overflow_table() -> str:
 
 
 def _row(network: str, name: str, cell: tables.Records) -> str:
-    head = f"{network} ({cell[0]['float_top1']:.2f} %, {cell[0]['count']})"
+    head = headed(network, cell[0])
     error = tables.mean_and_deviation([r["standard_error"] for r in cell])[0]
     times = [r["milliseconds"] / r["float_milliseconds"] for r in cell if r["milliseconds"] is not None]
     columns = [

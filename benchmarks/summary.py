@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks import int8, lowbits, lowbits_tables, records
 from benchmarks.networks import REAL
-from benchmarks.tables import Records, int8_results, latest, spread, unique
+from benchmarks.tables import Records, headed, int8_results, latest, spread, unique
 
 _NOISE, _NONE = "normal noise", "-"
 
@@ -26,8 +26,7 @@ def summary_table() -> str:
             speed.get(network, _NONE),
             *(_drop(four, network, source) for source in (int8.OURS, REAL)),
         ]
-        name = f"{network} ({here[0]['float_top1']:.2f} %, {here[0]['count']})"
-        lines.append(f"| {name} | {' | '.join(drops)} |")
+        lines.append(f"| {headed(network, here[0])} | {' | '.join(drops)} |")
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ def int8_table() -> str:
         for source in int8.SOURCES:
             cell = [r for r in results if r["network"] == network and r["source"] == source and r["ranges"] == "mse"]
             if cell:
-                head = f"{network} ({cell[0]['float_top1']:.2f} %, {cell[0]['count']})"
+                head = headed(network, cell[0])
                 error = statistics.mean(r["standard_error"] for r in cell)
                 drop, kl = spread(cell, "drop_points"), spread(cell, "kl_to_float", 1000)
                 lines.append(f"| {head} | {source} | {drop} | {error:.2f} | {kl} |")
@@ -163,10 +163,12 @@ def speed_table() -> str:
 def _time(record: dict[str, Any], name: str) -> str:
     if name not in record["seconds"]:
         return "-"
-    times = record["times_ours"].get(name, 1.0)
-    ratio = f" ({times:.{0 if times >= 10 else 1}f}x)" if name != "dffg" else ""
     seconds = record["seconds"][name]
-    return f"{seconds:,.0f} s{ratio}" if seconds >= 100 else f"{seconds:.3g} s{ratio}"
+    shown = f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
+    if name == "dffg":
+        return shown
+    times = record["times_ours"][name]
+    return f"{shown} ({times:.{0 if times >= 10 else 1}f}x)"
 
 
 def growth_table() -> str:
@@ -252,6 +254,11 @@ def latest(results: Records, key: tuple[str, ...]) -> Records:
 def is_timed_beside_others(cell: Records) -> bool:
     """Whether other tasks ran while seconds were measured."""
     return any("tasks_at_once" in result for result in cell)
+
+
+def headed(network: str, record: dict[str, Any]) -> str:
+    """A network with what its drops are from, and on how many examples: the first column of a table."""
+    return f"{network} ({record['float_top1']:.2f} %, {record['count']})"
 
 
 def unique(results: Records, name: str) -> list[Any]:

@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmarks
-from benchmarks.tables import latest
+from benchmarks.tables import headed, latest
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import agreement, compare
@@ -140,7 +140,7 @@ def targets_table() -> str:
         times = record["latency_ms"]
         speed = " -> ".join(f"{time:.1f}" for time in times.values()) if times else "not run here"
         rows.append(
-            f"| {record['network']} ({record['float_top1']:.2f} %, {record['count']}) | {record['source']} "
+            f"| {headed(record['network'], record)} | {record['source']} "
             f"| {record['target']} "
             f"| {record['drop_points']:.2f} "
             f"| {record['standard_error']:.2f} | {record['integer_kernels']} of {layers} "

@@ -76,13 +76,14 @@ class SyntheticSet:
         inputs, `input0`, `input1` and so on. A folder has the names of its pictures in `list.txt`, one a line; what
         8-bit pixels cannot hold is refused there with an OutputError.
         """
-        path, arrays = Path(path), arrays_of(self.inputs, self.spec)
+        path = Path(path)
         if path.suffix == ".npz":
-            np.savez_compressed(path, **arrays, metadata=np.asarray(self._metadata()))  # type: ignore[arg-type]
+            arrays = arrays_of(self.inputs, self.spec) | {"metadata": np.asarray(self._metadata())}
+            np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            save_file(arrays, path, metadata={"dffg": self._metadata()})
+            save_file(arrays_of(self.inputs, self.spec), path, metadata={"dffg": self._metadata()})
         else:
             self._save_pictures(path)
 

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,7 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
         value.name = quantized_value_name(tensor.name)
     _keep_transposed_convolutions(model)
     pack_weights(model, {weight_name(layer.node): layer.weight_bits for layer in quantized.layers})
-    make_unique(model.graph, first=levels)
-    _save(model, spec, path)
+    _save(model, spec, path, kept_names=levels)
 
 
 def _keep_transposed_convolutions(model: onnx_ir.Model) -> None:
@@ -90,9 +89,7 @@ def _levels(quantizer: onnx_ir.Node) -> onnx_ir.Value:
 
 def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
     """Write a float network, to compare size and speed with."""
-    model = _translate(module, spec)
-    make_unique(model.graph)
-    _save(model, spec, path)
+    _save(_translate(module, spec), spec, path)
 
 
 def quantized_value_name(tensor: str) -> str:
@@ -123,7 +120,8 @@ def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
     return model
 
 
-def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path) -> None:
+def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path, *, kept_names: Sequence[onnx_ir.Value] = ()) -> None:
+    make_unique(model.graph, first=kept_names)
     model.metadata_props[METADATA_KEY] = json.dumps(asdict(spec))
     model.producer_name, model.producer_version = "dffg", None
     _strip(model)
