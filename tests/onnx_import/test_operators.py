@@ -181,6 +181,11 @@ POOLS = [
     case("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     case("AveragePool", kernel_shape=[3, 3], pads=[0, 0, 1, 2], count_include_pad=1),
     case("AveragePool", kernel_shape=[3], shape=(2, 3, 9), strides=[2]),
+    *(
+        case(kind, kernel_shape=[2, 4], strides=[3, 4], shape=(2, 3, 9, 6), pads=[1, 0, 1, 3], ceil_mode=1, **options)
+        for kind, options in (("AveragePool", {}), ("AveragePool", {"count_include_pad": 1}))
+    ),
+    case("MaxPool", kernel_shape=[3, 2], strides=[3, 1], shape=(2, 3, 6, 7), pads=[2, 0, 2, 1], ceil_mode=1),
     case("GlobalAveragePool"),
     case("GlobalAveragePool", shape=(2, 3, 7)),
     case("GlobalMaxPool"),

@@ -33,8 +33,8 @@ def _max_pool(
     for rounded_up in (False, True):
         if fits and begin.counts(x, ceil_mode=rounded_up) == wanted:
             return pool(x, kernel_shape, found.strides, found.begin, found.dilations, rounded_up)  # type: ignore[no-any-return]
-    padded = found.pad(x, -math.inf)
-    return pool(padded, kernel_shape, found.strides, 0, found.dilations, bool(ceil_mode))  # type: ignore[no-any-return]
+    padded = found.with_room_for(wanted, x).pad(x, -math.inf)
+    return pool(padded, kernel_shape, found.strides, 0, found.dilations)  # type: ignore[no-any-return]
 
 
 def _average_pool(
@@ -59,13 +59,15 @@ def _average_pool(
 
 
 def _average_of_padded(x: Tensor, found: Windows, ceil_mode: bool, count_padding: bool) -> Tensor:
-    """The padding written out, and taken out of the mean where it does not count."""
+    """The padding written out, and taken out of the mean where it does not count, as is what lies beyond it."""
     pool = of_rank("avg_pool", len(found.kernel))
-    mean: Tensor = pool(found.pad(x), found.kernel, found.strides, 0, ceil_mode)
-    if count_padding:
+    roomy = found.with_room_for(found.counts(x, ceil_mode=ceil_mode), x)
+    mean: Tensor = pool(roomy.pad(x), found.kernel, found.strides)
+    if count_padding and not ceil_mode:
         return mean
-    share: Tensor = pool(found.pad(torch.ones(1, 1, *x.shape[2:])), found.kernel, found.strides, 0, ceil_mode)
-    return mean / share
+    inside = torch.ones(1, 1, *x.shape[2:])
+    counted = roomy.beyond(found).pad(found.pad(inside, 1.0)) if count_padding else roomy.pad(inside)
+    return mean / pool(counted, found.kernel, found.strides)  # type: ignore[no-any-return]
 
 
 def _reduction(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,21 @@ class Windows:
             count = (-(-room // stride) if ceil_mode else room // stride) + 1
             counts.append(count - (ceil_mode and (count - 1) * stride >= size + begin))
         return counts
+
+    def with_room_for(self, counts: list[int], x: Tensor) -> Windows:
+        """Padding at the end that fits so many windows and no more; rounded up, the last one may reach beyond it."""
+        end = [
+            (count - 1) * stride + dilation * (kernel - 1) + 1 - size - begin
+            for count, size, kernel, stride, dilation, begin in zip(
+                counts, x.shape[2:], self.kernel, self.strides, self.dilations, self.begin
+            )
+        ]
+        return replace(self, end=end)
+
+    def beyond(self, other: Windows) -> Windows:
+        """Only the padding that this has more than the other at the end."""
+        nothing = [0] * len(self.begin)
+        return replace(self, begin=nothing, end=[mine - its for mine, its in zip(self.end, other.end)])
 
 
 def windows(
