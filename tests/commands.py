@@ -18,7 +18,7 @@ from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["dffg.pipeline.steps", "dffg.cli.main", "timm", "torchvision", "onnxscript", "onnxruntime"]
+    ["dffg.pipeline.steps", "dffg.cli.main", "timm", "torchvision", "onnxscript", "onnxruntime", "tests.remembered"]
 )
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
