@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from tests.digits import SPEC, Digits, DigitsTransformer, train_digits
 
 from benchmarks import records
+from benchmarks.digits import SPEC, Digits, DigitsTransformer, train_digits
 from benchmarks.tables import latest, spread
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy, compare

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benchmarks.digits import SPEC, train_digits
 from benchmarks.networks import Benchmark
 
 from benchmarks import handover, records
 from dffg.evaluation.data import Data
 from tests.benchmarks.small import small_benchmark
-from tests.digits import SPEC, train_digits
 
 
 def digits_benchmark() -> Benchmark:

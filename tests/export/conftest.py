@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-
-from tests.digits import Digits, train_digits
+from benchmarks.digits import Digits, train_digits
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.digits import SPEC as DIGITS
 
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
@@ -20,7 +21,6 @@ from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized
-from tests.digits import SPEC as DIGITS
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, Body, folder, mean_head, normalized
 from tests.networks import randomize
 

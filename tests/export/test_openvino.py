@@ -182,7 +182,7 @@ def test_what_is_no_ir_is_explained(tmp_path):
 def test_the_whole_road(digits, tmp_path):
     quick = SynthesisConfig(count=32, batch_size=16, steps=8, seed=1)
     np.savez(tmp_path / "digits.npz", features=digits.images, labels=digits.labels)
-    from tests.digits import SPEC as DIGITS
+    from benchmarks.digits import SPEC as DIGITS
 
     data = load_data(tmp_path / "digits.npz", DIGITS, labelled=True)
     options = {"spec": DIGITS, "synthesis": quick, "evaluation": data}

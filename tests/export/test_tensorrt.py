@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from benchmarks.digits import SPEC as DIGITS
 from onnx import numpy_helper
 
 from dffg.config import QuantizationConfig, SynthesisConfig
@@ -19,7 +20,6 @@ from dffg.graph.captured import capture
 from dffg.pipeline.steps import finetune, quantize
 from dffg.quant.decide import simulate
 from dffg.quant.simulate import Quantized
-from tests.digits import SPEC as DIGITS
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, Body, folder, mean_head, normalized
 from tests.networks import randomize
 

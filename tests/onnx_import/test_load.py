@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from benchmarks.digits import DigitsTransformer
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
@@ -29,7 +30,6 @@ from dffg.onnx_import.load import load_onnx
 from dffg.spec import ImageSpec, JointSpec
 from dffg.synthesis.patches import PatchObjective
 from dffg.synthesis.synthesize import synthesize_set
-from tests.digits import DigitsTransformer
 from tests.export import exported
 from tests.networks import NETWORKS, captured, inputs, network, randomize, small_conv
 from tests.onnx_import.graphs import model, node, random, run

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from benchmarks.digits import SPEC, Digits, train_digits
 
 import dffg
 from dffg.cli.terminal import VERIFICATION_FAILED, console_for, show_result
@@ -33,7 +34,6 @@ from dffg.report.result import Result
 from dffg.spec import ImageSpec
 from dffg.storage.output import file_hash
 from dffg.synthesis.synthesize import synthesize_set
-from tests.digits import SPEC, Digits, train_digits
 
 QUICK = SynthesisConfig(count=32, batch_size=16, steps=8, seed=1)
 # Points of top-1 at W4A4 by which synthetic images must beat N(0,1) noise, and their share of its KL divergence.

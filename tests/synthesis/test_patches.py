@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from benchmarks.digits import SPEC, Digits, DigitsTransformer, train_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +32,6 @@ from dffg.synthesis.patches import (
     spread_classes,
 )
 from dffg.synthesis.synthesize import synthesize_set
-from tests.digits import SPEC, Digits, DigitsTransformer, train_digits
 
 PICTURE = ImageSpec(shape=(3, 8, 8))
 
