@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from benchmarks import cells, records, variants
+from benchmarks.exchanged import BATCH, Exchanged, quantizer
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
-from benchmarks.simulated import BATCH, Simulated, quantizer
 from dffg.config import SynthesisConfig
 from dffg.config.synthesis import LEARNING_DEFAULTS
 from dffg.evaluation.metrics import kl_divergence
@@ -174,24 +174,24 @@ def make_images(captured: Captured, config: SynthesisConfig, change: Change) -> 
 class Judge:
     """What images do to a network: KL divergence from the float network on unlabelled calibration images."""
 
-    def __init__(self, simulated: Simulated, benchmark: Benchmark) -> None:
-        self._simulated = simulated
+    def __init__(self, exchanged: Exchanged, benchmark: Benchmark) -> None:
+        self._exchanged = exchanged
         judged = benchmark.calibration.first(JUDGED.get(benchmark.name, JUDGED_SMALL))
         self._inputs = list(judged.batches(BATCH))
-        self._expected = simulated.float_answer(self._inputs)
+        self._expected = exchanged.float_answer(self._inputs)
 
     def divergences(self, images: Array) -> dict[str, float]:
         """KL divergence by quantizer, where `images` calibrate."""
-        histograms = self._simulated.observe(images)
+        histograms = self._exchanged.observe(images)
         return {
             f"{bits} {ranges}": float(
                 np.mean(
                     kl_divergence(
-                        self._expected, self._simulated.answer(histograms, quantizer(bits, ranges), self._inputs)
+                        self._expected, self._exchanged.answer(histograms, quantizer(bits, ranges), self._inputs)
                     )
                 )
             )
-            for bits, ranges in (EASY if self._simulated.name in EASY_NETWORKS else HARD)
+            for bits, ranges in (EASY if self._exchanged.name in EASY_NETWORKS else HARD)
         }
 
 
@@ -210,14 +210,14 @@ def takes_part(name: str, benchmark: Benchmark) -> bool:
     return name not in PICTURES_ONLY or benchmark.spec.is_pixels
 
 
-def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Simulated, Judge]:
-    simulated = Simulated(benchmark)
-    return benchmark, simulated, Judge(simulated, benchmark)
+def _prepared(benchmark: Benchmark) -> tuple[Benchmark, Exchanged, Judge]:
+    exchanged = Exchanged(benchmark)
+    return benchmark, exchanged, Judge(exchanged, benchmark)
 
 
-def _measured(prepared: tuple[Benchmark, Simulated, Judge], item: tuple[str, int]) -> Iterator[dict[str, Any]]:
-    benchmark, simulated, judge = prepared
-    kl = judge.divergences(_images(benchmark, simulated.captured, *item))
+def _measured(prepared: tuple[Benchmark, Exchanged, Judge], item: tuple[str, int]) -> Iterator[dict[str, Any]]:
+    benchmark, exchanged, judge = prepared
+    kl = judge.divergences(_images(benchmark, exchanged.captured, *item))
     yield {**_describe(benchmark, *item), "kl": kl}
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cells, records
+from benchmarks.exchanged import BATCH, Exchanged, quantizer
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
 from benchmarks.peers import mct
-from benchmarks.simulated import BATCH, Simulated, quantizer
 from dffg.config import SynthesisConfig
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import compare
@@ -204,9 +204,9 @@ class _Scorer:
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark = benchmark
-        self.simulated = Simulated(benchmark)
+        self.exchanged = Exchanged(benchmark)
         self.inputs = Batches(benchmark.evaluation)
-        self.reference = self.simulated.float_answer(self.inputs)
+        self.reference = self.exchanged.float_answer(self.inputs)
 
 
 def _cell(benchmark: Benchmark, contestant: Contestant, seed: int) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _cell(benchmark: Benchmark, contestant: Contestant, seed: int) -> dict[str, 
 
 def _measure(scorer: _Scorer, item: tuple[Contestant, int]) -> Iterator[dict[str, Any]]:
     contestant, _ = item
-    made = make(scorer.benchmark, scorer.simulated.captured, *item)
+    made = make(scorer.benchmark, scorer.exchanged.captured, *item)
     if isinstance(made, str):
         raise cells.Skipped(f"{contestant.label} on {scorer.benchmark.name}: {made}")
     yield {
@@ -305,14 +305,14 @@ def _make_by_peer(benchmark: Benchmark, seed: int) -> Made | str:
 
 
 def _scores(scorer: _Scorer, contestant: Contestant, images: Array) -> dict[str, dict[str, float]]:
-    simulated, data = scorer.simulated, scorer.benchmark.evaluation
-    histograms = simulated.observe(images)
+    exchanged, data = scorer.exchanged, scorer.benchmark.evaluation
+    histograms = exchanged.observe(images)
     assert data.labels is not None
     scores = {}
     for bits in bits_for(contestant, data.spec):
         # sigma-noise is a pair: its ranges belong to it
         for ranges in ("sigma",) if contestant.generator == "sigma-noise" else RANGES:
-            answer = simulated.answer(histograms, quantizer(bits, ranges), scorer.inputs)
+            answer = exchanged.answer(histograms, quantizer(bits, ranges), scorer.inputs)
             accuracy = compare(scorer.reference, answer, data.labels)
             scores[f"{bits} {ranges}"] = {
                 name: getattr(accuracy, name)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import ablation, cells, records
+from benchmarks.exchanged import BATCH, Exchanged
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
-from benchmarks.simulated import BATCH, Simulated
 from dffg.config import SynthesisConfig
 from dffg.graph.captured import Captured
 from dffg.graph.nodes import WEIGHTED, calls, with_output
@@ -81,13 +81,13 @@ class _Instruments:
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark = benchmark
-        self.simulated = Simulated(benchmark)
-        self.judge = ablation.Judge(self.simulated, benchmark)
-        self.meter = Meter(self.simulated.captured, benchmark.real_images(COUNT, 0))
+        self.exchanged = Exchanged(benchmark)
+        self.judge = ablation.Judge(self.exchanged, benchmark)
+        self.meter = Meter(self.exchanged.captured, benchmark.real_images(COUNT, 0))
 
 
 def _measured(instruments: _Instruments, item: tuple[str, int]) -> Iterator[dict[str, Any]]:
-    made = make(instruments.benchmark, instruments.simulated.captured, *item)
+    made = make(instruments.benchmark, instruments.exchanged.captured, *item)
     found = {**instruments.meter.measure(made), "kl": instruments.judge.divergences(made.inputs)}
     yield {**_describe(instruments.benchmark, *item), **found}
 

@@ -38,7 +38,7 @@ BATCH = 32
 _ZERO_POINTS = 256
 
 
-class Simulated:
+class Exchanged:
     """A benchmark network, captured, folded and placed once."""
 
     def __init__(self, benchmark: Benchmark) -> None:
@@ -89,10 +89,10 @@ class Simulated:
         return _export(insert(self._module, replace(parameters, activations=unequal)), self)
 
 
-def _export(quantized: Quantized, simulated: Simulated) -> onnx.ModelProto:
+def _export(quantized: Quantized, exchanged: Exchanged) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "template.onnx"
-        write_quantized(quantized, simulated.captured.spec, path)
+        write_quantized(quantized, exchanged.captured.spec, path)
         return onnx.load(path)
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.simulated import Simulated, quantizer
+from benchmarks.exchanged import Exchanged, quantizer
 
-from benchmarks import simulated as module
+from benchmarks import exchanged as module
 from dffg.export.onnx import write_quantized
 from dffg.export.onnxruntime import run
 from dffg.quant.decide import simulate
@@ -23,7 +23,7 @@ def test_exchanged_numbers_answer_as_a_file_written_for_them(benchmark_network, 
     """The second set of images goes into the file that was made for the first. The arena observes in float."""
     monkeypatch.setattr("dffg.quant.calibrate.has_fast_bfloat16", lambda device: False)
     inputs = list(benchmark_network.evaluation.batches(16))
-    fixed = Simulated(benchmark_network)
+    fixed = Exchanged(benchmark_network)
     for seed in (0, 1):
         images = benchmark_network.real_images(32, seed) * (1 + seed)
         answer = fixed.answer(fixed.observe(images), quantizer(bits, ranges), inputs)
@@ -35,7 +35,7 @@ def test_exchanged_numbers_answer_as_a_file_written_for_them(benchmark_network, 
 
 def test_other_images_give_another_answer(benchmark_network):
     inputs = list(benchmark_network.evaluation.batches(16))
-    fixed = Simulated(benchmark_network)
+    fixed = Exchanged(benchmark_network)
     answers = [
         fixed.answer(fixed.observe(factor * benchmark_network.real_images(32, 0)), quantizer("W8A8", "minmax"), inputs)
         for factor in (1, 3)
@@ -47,4 +47,4 @@ def test_the_float_answer_is_that_of_the_model(benchmark_network):
     inputs = list(benchmark_network.evaluation.batches(16))
     with torch.no_grad():
         expected = np.concatenate([benchmark_network.model(torch.from_numpy(batch)).numpy() for batch in inputs])
-    assert np.allclose(Simulated(benchmark_network).float_answer(inputs), expected, atol=1e-4)
+    assert np.allclose(Exchanged(benchmark_network).float_answer(inputs), expected, atol=1e-4)
