@@ -87,7 +87,7 @@ def run_arena(
     suite: str, networks: list[str], contestants: list[str], seeds: str, long: bool, workers: Workers | None
 ) -> None:
     """Every generator of images through the same quantizers; goes on where an earlier run stopped."""
-    arena.run(
+    arena.run_suite(
         arena.narrowed(arena.SUITES[suite], networks, contestants, [int(s) for s in seeds.split(",") if s], long),
         workers=workers,
     )
@@ -237,7 +237,7 @@ def run_families(names: list[str]) -> None:
 @on_workers
 def run_ablation(networks: list[str], seeds: list[int], changes: list[str], workers: Workers | None) -> None:
     """One factor of the iteration at a time, judged on unlabelled calibration images."""
-    ablation.run(networks, seeds, changes, workers=workers)
+    ablation.run_suite(networks, seeds, changes, workers=workers)
 
 
 @main.command("diversity")
@@ -247,7 +247,7 @@ def run_ablation(networks: list[str], seeds: list[int], changes: list[str], work
 @on_workers
 def run_diversity(networks: list[str], seeds: list[int], settings: list[str], workers: Workers | None) -> None:
     """How different the images are, and whether it matters."""
-    diversity.run(networks, seeds, settings, workers=workers)
+    diversity.run_suite(networks, seeds, settings, workers=workers)
 
 
 @main.command("latency")
@@ -290,7 +290,7 @@ def run_speed(networks: list[str], rounds: int) -> None:
 @click.option("--tasks", default=20, show_default=True, help="Tasks of one second for every worker.")
 def run_scale(network: str, chains: int, tasks: int) -> None:
     """Overhead and speed-up of Ray on this machine, and many workers simulated from them."""
-    scale.run(network, chains, tasks)
+    scale.run_suite(network, chains, tasks)
 
 
 @main.command("chain")

@@ -195,7 +195,7 @@ class Judge:
         }
 
 
-def run(networks: list[str], seeds: list[int], changes: list[str], workers: Workers | None = None) -> None:
+def run_suite(networks: list[str], seeds: list[int], changes: list[str], workers: Workers | None = None) -> None:
     """Measure every change on every network, and append what is not yet in the results."""
     done = {_key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):

@@ -66,7 +66,7 @@ class Made:
     gradients: list[Tensor] = field(default_factory=list)
 
 
-def run(networks: list[str], seeds: list[int], settings: Sequence[str], workers: Workers | None = None) -> None:
+def run_suite(networks: list[str], seeds: list[int], settings: Sequence[str], workers: Workers | None = None) -> None:
     """Measure these settings on every network, and append what is not yet in the results."""
     done = {_key(record) for record in records.read(SUITE)}
     for benchmark in load_benchmarks(networks):

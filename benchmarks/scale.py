@@ -35,7 +35,7 @@ IMAGES, MODELS = 50_000, 1000
 _SHORT, _ROUNDS, _PROCESSORS = 200, 10, (1, 2)
 
 
-def run(network: str, chains: int, tasks: int) -> None:
+def run_suite(network: str, chains: int, tasks: int) -> None:
     """Measure on this machine with one thread for every task, simulate, and keep both."""
     torch.set_num_threads(1)
     (benchmark,) = load_benchmarks([network])

@@ -29,19 +29,19 @@ def load(names):
 
 
 def test_every_cell_is_measured_once_and_a_stopped_run_goes_on(results):
-    arena.run(narrowed(SUITE, [], ["noise"], [0]), load)
+    arena.run_suite(narrowed(SUITE, [], ["noise"], [0]), load)
     first = results()
     assert [(cell["label"], cell["seed"]) for cell in first] == [("noise", 0)]
-    arena.run(SUITE, load)
+    arena.run_suite(SUITE, load)
     cells = results()
     assert cells[:1] == first
     assert len(cells) == len({(cell["label"], cell["seed"]) for cell in cells}) == 8
-    arena.run(SUITE, load)
+    arena.run_suite(SUITE, load)
     assert results() == cells
 
 
 def test_a_cell_holds_what_is_needed_to_judge_it(results):
-    arena.run(narrowed(SUITE, [], ["dffg steps 4", "sigma-noise"], [1]), load)
+    arena.run_suite(narrowed(SUITE, [], ["dffg steps 4", "sigma-noise"], [1]), load)
     ours, sigma = results()
     assert (ours["network"], ours["generator"], ours["label"], ours["count"]) == ("small", "dffg", "dffg steps 4", 30)
     assert (ours["passes_per_image"], ours["config"]["steps"], ours["config"]["seed"]) == (4.0, 4, 1)
@@ -57,16 +57,16 @@ def test_a_cell_holds_what_is_needed_to_judge_it(results):
 def test_what_takes_long_on_a_large_network_is_measured_where_it_is_asked_for(results, capsys, monkeypatch):
     monkeypatch.setattr(arena, "LONG", (Contestant(generator="noise"),))
     monkeypatch.setattr(arena, "LARGEST_SMALL", 1)
-    arena.run(narrowed(SUITE, [], ["noise"], [0]), load)
+    arena.run_suite(narrowed(SUITE, [], ["noise"], [0]), load)
     assert "skipped noise on small: it takes over half an hour" in capsys.readouterr().out
     assert results() == []
-    arena.run(narrowed(SUITE, [], ["noise"], [0], long=True), load)
+    arena.run_suite(narrowed(SUITE, [], ["noise"], [0], long=True), load)
     assert [cell["label"] for cell in results()] == ["noise"]
 
 
 def test_a_peer_that_is_not_there_is_skipped_with_its_reason(results, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DFFG_PEERS", str(tmp_path / "nowhere"))
-    arena.run(Suite(
+    arena.run_suite(Suite(
         networks=("small",), contestants=(Contestant(generator=arena.PEER),), seeds=(0,), examples=30
     ), load)  # fmt: skip
     assert "skipped mct on small: MCT is not installed" in capsys.readouterr().out
@@ -105,13 +105,13 @@ def test_every_contestant_of_every_suite_can_be_configured():
 
 def test_a_cell_of_other_defaults_is_measured_again(results, monkeypatch):
     suite = narrowed(SUITE, [], ["dffg steps 4"], [0])
-    arena.run(suite, load)
+    arena.run_suite(suite, load)
     stored = results()[0]
     assert stored["config"]["slack"] == SynthesisConfig().slack
     monkeypatch.setattr(records, "read", lambda suite: [{**stored, "config": {**stored["config"], "slack": 0.5}}])
     measured = []
     monkeypatch.setattr(records, "append", lambda suite, cell: measured.append(cell["label"]))
-    arena.run(suite, load)
+    arena.run_suite(suite, load)
     assert measured == ["dffg steps 4"]
 
 

@@ -107,7 +107,7 @@ def test_every_setting_is_measured_once(monkeypatch, tmp_path):
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(diversity, "load_benchmarks", lambda names: iter([small_benchmark("small")]))
     for _ in range(2):
-        diversity.run(["small"], [0], ["real images", "noise", "defaults", "batch 4"])
+        diversity.run_suite(["small"], [0], ["real images", "noise", "defaults", "batch 4"])
     found = {record["setting"]: record for record in records.read("diversity")}
     assert list(found) == ["real images", "noise", "defaults", "batch 4"]
     assert len(records.read("diversity")) == 4

@@ -12,29 +12,29 @@ from benchmarks import ablation, arena, diversity, families, handover, int8, low
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "function", "names"),
+    ("command", "module", "names"),
     [
-        ("ablation", ablation, "run", ablation.CHANGES),
-        ("diversity", diversity, "run", diversity.SETTINGS),
-        ("families", families, "run_suite", families.FAMILIES),
-        ("handover", handover, "run_suite", handover.TOOLS),
-        ("int8", int8, "run_suite", int8.SOURCES),
-        ("lowbits", lowbits, "run_suite", lowbits.METHODS),
-        ("step", step, "run_suite", step.PARTS),
-        ("targets", targets, "run_suite", targets.SOURCES),
+        ("ablation", ablation, ablation.CHANGES),
+        ("diversity", diversity, diversity.SETTINGS),
+        ("families", families, families.FAMILIES),
+        ("handover", handover, handover.TOOLS),
+        ("int8", int8, int8.SOURCES),
+        ("lowbits", lowbits, lowbits.METHODS),
+        ("step", step, step.PARTS),
+        ("targets", targets, targets.SOURCES),
     ],
 )
 def test_by_default_a_suite_measures_everything(
-    command: str, module: Any, function: str, names: Any, monkeypatch: pytest.MonkeyPatch
+    command: str, module: Any, names: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(module, function, lambda *arguments, **options: given.extend(arguments))
+    monkeypatch.setattr(module, "run_suite", lambda *arguments, **options: given.extend(arguments))
     CliRunner().invoke(main, [command], catch_exceptions=False)
     assert list(names) in given
 
 
 def test_some_changes_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "run", lambda networks, seeds, changes, workers: print(changes))
+    monkeypatch.setattr(ablation, "run_suite", lambda networks, seeds, changes, workers: print(changes))
     chosen = CliRunner().invoke(main, ["ablation", "--changes", "slack 0.2, no variability;decay 0"])
     assert chosen.output == "['slack 0.2, no variability', 'decay 0']\n"
 
