@@ -39,14 +39,14 @@ MODULES = (
 TESTS = {
     "graph/patches": ("synthesis/test_patches",),
     "synthesis/probe": ("synthesis/test_objective", "graph/test_padding"),
-    "quant/calibrate": ("quant/test_decide", "quant/test_sensitivity"),
+    "quant/calibrate": ("quant/test_calibrate", "quant/test_decide", "quant/test_sensitivity"),
     "quant/divergence": ("quant/test_reconstruct",),
     "quant/finetune": ("quant/test_reconstruct",),
     "quant/learned_network": ("quant/test_learned",),
     "quant/operators": ("quant/test_placement", "quant/test_decide"),
     "quant/parameters": ("quant/test_bias", "quant/test_decide"),
     "quant/rounding": ("quant/test_squant", "quant/test_decide", "quant/test_bias"),
-    "quant/simulate": ("quant/test_decide", "quant/test_placement"),
+    "quant/simulate": ("quant/test_simulate", "quant/test_decide", "quant/test_placement"),
 }
 _RELATIVES = (
     *("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "FloorDiv_Div", "Pow_Mul", "Mod_Mul"),

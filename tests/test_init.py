@@ -13,7 +13,7 @@ import dffg
 def test_public_names_are_objects_and_not_modules() -> None:
     """A module of the package with the name of a public function would hide it once it is imported."""
     code = (
-        "import dffg, dffg.cli.main, dffg.pipeline.steps, dffg.report.inspection, types\n"
+        "import dffg, dffg.cli.main, dffg.pipeline.steps, dffg.pipeline.inspect, types\n"
         "assert not [name for name in dffg.__all__ if isinstance(getattr(dffg, name), types.ModuleType)]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import onnx
 
 from dffg.errors import InputError
-from dffg.spec import ImageSpec
-
-METADATA_KEY = "dffg.input"
+from dffg.spec import METADATA_KEY, ImageSpec
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -31,12 +28,4 @@ def read_spec(path: Path) -> ImageSpec | None:
 def spec_of(model: onnx.ModelProto) -> ImageSpec | None:
     """As `read_spec`, of a file that is read."""
     stored = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
-    return None if stored is None else described(stored)
-
-
-def described(text: str) -> ImageSpec:
-    """The input that a file describes with these words of ours. Raises InputError where they are damaged."""
-    try:
-        return ImageSpec.from_dict(json.loads(text))
-    except Exception as error:  # whatever a damaged text makes the readers raise
-        raise InputError(f"the file's description of its input ({METADATA_KEY}) is damaged: {error}") from error
+    return None if stored is None else ImageSpec.from_json(stored)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from dffg.errors import InputError
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+# Under this name files say what their input looks like.
+METADATA_KEY = "dffg.input"
 # What the defaults of an `ImageSpec` say.
 DEFAULT_INPUT = "pixels in [0, 1] without normalization"
 
@@ -43,10 +46,10 @@ class ImageSpec:
             if not all(map(math.isfinite, values)):
                 raise InputError(f"{name} is {values}; give finite numbers.")
             if len(values) not in (1, channels):
-                shape = "x".join(map(str, self.shape))
                 raise InputError(
-                    f"{name} {values} does not fit {channels} channels, the first size of the input {shape}; give the "
-                    f"shape as CxHxW, without the batch, and {name} as one number or one for every channel."
+                    f"{name} {values} does not fit {channels} channels, the first size of the input "
+                    f"{self.written_shape}; give the shape as CxHxW, without the batch, and {name} as one number or "
+                    "one for every channel."
                 )
         if min(self.std) <= 0:
             raise InputError(f"std {self.std} must be positive.")
@@ -60,6 +63,28 @@ class ImageSpec:
             return JointSpec.of([ImageSpec.from_dict(part) for part in fields["inputs"]])
         known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
         return cls(**known)
+
+    def to_json(self) -> str:
+        """What files store."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ImageSpec:
+        """Read back what a file says. Raises InputError where that is damaged."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except Exception as error:  # whatever a damaged text makes the readers raise
+            raise InputError(f"the file's description of its input ({METADATA_KEY}) is damaged: {error}") from error
+
+    @property
+    def parts(self) -> tuple[ImageSpec, ...]:
+        """The description of every input."""
+        return (self,)
+
+    @property
+    def written_shape(self) -> str:
+        """Shapes of all inputs as they are typed."""
+        return shape_text(part.shape for part in self.parts)
 
     @property
     def is_pixels(self) -> bool:
@@ -110,6 +135,11 @@ class JointSpec(ImageSpec):
         return cls(shape=(length,), bounds=(low, high), source=" and ".join(sources), inputs=tuple(inputs))
 
     @property
+    def parts(self) -> tuple[ImageSpec, ...]:
+        """The description of every input."""
+        return self.inputs
+
+    @property
     def is_pixels(self) -> bool:
         """Joined inputs are stored and walked as numbers, also where some of them are pictures."""
         return False
@@ -146,6 +176,11 @@ def cut(values: Array, shapes: Sequence[Sequence[int]]) -> list[Array]:
 def joined_name(index: int) -> str:
     """Name, in files of arrays, of one of several inputs."""
     return f"input{index}"
+
+
+def shape_text(shapes: Iterable[Sequence[int]]) -> str:
+    """Shapes of all inputs as they are typed: 3x224x224, or 3x224x224/8."""
+    return "/".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

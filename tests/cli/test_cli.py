@@ -334,7 +334,7 @@ def test_nothing_is_left_when_the_run_is_interrupted_while_writing(here, monkeyp
     assert sorted(here.iterdir()) == before
 
 
-LEARNED = ("--bits", "W4A4", "--learning-images", "8", "--reconstruction-steps", "4", "--finetune-steps", "2")
+LEARNED = ("--bits", "W4A4", "--learning-images", "6", "--reconstruction-steps", "4", "--finetune-steps", "2")
 
 
 @pytest.fixture(scope="module")
@@ -409,12 +409,19 @@ def test_finetune_goes_on_from_what_quantize_wrote(here, learned):
     report, before = json.loads(ended.out), json.loads((learned[1] / "report.json").read_text())
     assert report["scheme"] == "W4A4"
     assert report["learning"]["finetune_steps"] == 5
-    assert report["images"]["count"] == before["images"]["count"] == 8
+    assert report["images"]["count"] == before["images"]["count"] == before["learning"]["learning_images"] == 8
     assert report["files"]["images.npz"] == before["files"]["images.npz"]
     with np.load(learned[1] / "parameters.npz") as old, np.load(out / "parameters.npz") as new:
         assert old.files == new.files
         assert any((old[name] != new[name]).any() for name in old.files)
         assert all((old[name] == new[name]).all() for name in old.files if name.endswith("limits"))
+
+
+def test_finetune_refuses_an_impossible_seed_before_any_work(here, learned, monkeypatch):
+    monkeypatch.setattr("dffg.pipeline.steps.capture", mock.Mock(side_effect=AssertionError))
+    options = ("--steps", "1", "--seed", str(2**44))
+    ended = run("finetune", *TINY, "--from", learned[1], "--out", here / "refused", *options)
+    assert (ended.code, "seed is 17592186044416; choose a number" in ended.err) == (2, True)
 
 
 def test_finetune_on_fewer_images_says_and_keeps_which(here, learned):

@@ -10,7 +10,7 @@ import pytest
 from dffg.config import MOST_SEED, SynthesisConfig
 from dffg.evaluation.data import load_data
 from dffg.pipeline import calibration
-from dffg.pipeline.calibration import Calibration, held_out_images, save_images
+from dffg.pipeline.calibration import Calibration, held_out, held_out_images, save_images
 from dffg.report.result import Images
 from dffg.spec import Array, ImageSpec, JointSpec
 
@@ -55,3 +55,16 @@ def test_held_out_images_are_of_another_seed(monkeypatch: pytest.MonkeyPatch, se
     run: Any = SimpleNamespace(network=None, progress=None, memory_limit=None)
     held_out_images(run, SynthesisConfig(seed=seed))
     assert made == [other]
+
+
+@pytest.mark.parametrize(
+    ("config", "count", "steps"),
+    [
+        (SynthesisConfig(steps=8, batch_size=4), 8, 8),
+        (SynthesisConfig(steps=8, batch_size=4, count=5), 5, 8),
+        (SynthesisConfig(generator="zeroq", count=200), 64, 16),
+    ],
+)
+def test_held_out_images_are_those_of_one_chain_of_ours(config: SynthesisConfig, count: int, steps: int) -> None:
+    found = held_out(config)
+    assert (found.generator, found.count, found.steps) == ("dffg", count, steps)

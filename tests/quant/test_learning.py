@@ -55,6 +55,14 @@ def test_blocks_are_reconstructed_before_the_network_is_tuned(called: list[tuple
     assert (network.iterations, network.seed) == (9, 7)
 
 
+def test_random_numbers_of_the_caller_go_on_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "reconstruct", lambda *_: torch.manual_seed(1))
+    monkeypatch.setattr(learning, "finetune", lambda *_: torch.rand(3))
+    before = torch.get_rng_state()
+    run(reconstruction_steps=20, finetune_steps=9)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_what_has_no_steps_is_left_out(called: list[tuple[Any, ...]]) -> None:
     assert run(reconstruction_steps=20, finetune_steps=0) == "reconstructed"
     assert run(reconstruction_steps=0, finetune_steps=9) == "tuned"

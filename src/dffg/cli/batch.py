@@ -31,21 +31,28 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Make every result anew.")
 @output_options
 def batch(
-    file: Path, out: Path, ray: str | None, workers: int | None, quiet: bool, as_json: bool, **flags: bool
+    file: Path,
+    out: Path,
+    ray: str | None,
+    workers: int | None,
+    trust: bool,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     """Quantize many networks by many schemes, as FILE (YAML) says; what is there already is not made again."""
     from dffg.cli.jobs_file import read_jobs
     from dffg.report.terminal import render_batch
 
-    known, flags = dict(recipe_parameters(quantize)), {name: flags[name] for name in ("trust", "force")}
-    jobs = {job.name: _job_command(job, known, out, flags["trust"]) for job in read_jobs(file, known)}
-    missing = {name: command for name, command in jobs.items() if flags["force"] or not _is_there(out / name, command)}
+    known = dict(recipe_parameters(quantize))
+    jobs = {job.name: _job_command(job, known, out, trust) for job in read_jobs(file, known)}
+    missing = {name: command for name, command in jobs.items() if force or not _is_there(out / name, command)}
     console = console_for(quiet, as_json)
     try:
         with progress_on(console) as view, workers_for(ray, workers, view) as elsewhere:
-            failures = _run_jobs(missing, flags["force"], elsewhere, view)
+            failures = _run_jobs(missing, force, elsewhere, view)
     except (KeyboardInterrupt, StoppedError):
-        if flags["force"]:
+        if force:
             raise StoppedError(
                 "interrupted; the same command makes every result anew, and without --force those that are missing."
             ) from None
@@ -69,9 +76,8 @@ def _job_command(job: Job, known: dict[str, click.Parameter], out: Path, trust: 
     arguments = [*job.arguments(known), *["--trust"] * trust, "--out", str(out / job.name)]
     try:
         values = quantize.make_context("quantize", list(arguments)).params
-        quantization = make(QuantizationConfig, values)
-        make(LearningConfig, values).completed(quantization)
-        make(SynthesisConfig, values)
+        for config in (QuantizationConfig, LearningConfig, SynthesisConfig):
+            make(config, values)
     except (InputError, click.ClickException) as error:
         raise InputError(
             f"{job.place}: {error.message if isinstance(error, click.ClickException) else error}"

@@ -51,7 +51,7 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
     with progress_on(console) as view:
         view.stage("load")
         loaded, spec, notes = load(options, quiet)
-        from dffg.report.inspection import inspect as run
+        from dffg.pipeline.inspect import inspect as run
         from dffg.report.terminal import render_inspection
 
         captured = captured_from(loaded, spec, view)
@@ -75,7 +75,7 @@ def inspect(quiet: bool, as_json: bool, **options: Any) -> int:
 )
 @click.option("--force", is_flag=True, help="Overwrite an earlier comparison.")
 @output_options
-def report(directories: tuple[Path, ...], out: Path, force: bool, quiet: bool, as_json: bool, **_options: Any) -> int:
+def report(directories: tuple[Path, ...], out: Path, force: bool, quiet: bool, as_json: bool) -> int:
     """Write report.html anew in every result directory, and compare several results on one page."""
     from dffg.report.comparison import run_of
     from dffg.report.html import compare, rebuild

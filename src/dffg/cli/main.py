@@ -57,12 +57,6 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    from dffg.machine.device import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
 def main() -> None:
     """Entry point: run a command, turn errors into one message and an exit code."""
     sys.unraisablehook = _interrupt_again
@@ -83,7 +77,9 @@ def main() -> None:
         click.echo("dffg: interrupted; nothing was written.", err=True)
         code = INTERRUPTED
     except Exception as error:
-        if debug or not _is_out_of_memory(error):
+        from dffg.machine.device import is_out_of_memory
+
+        if debug or not is_out_of_memory(error):
             raise
         click.echo(f"dffg: memory ran out: {first_line(error)}\n{_TAKES_LESS}", err=True)
         code = DffgError.exit_code

@@ -152,5 +152,6 @@ worker_options = _together(
 output_options = _together(
     click.option("--quiet", is_flag=True, help="Print nothing but errors."),
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table."),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    # `main` reads it.
+    click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
 )

@@ -57,16 +57,18 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
     console = console_for(quiet, as_json)
     with claimed(out), progress_on(console) as view:
         view.stage("load")
+        from dffg.machine.device import device_named
+
+        where = device_named(options["device"])
         loaded, spec, _ = load(options, quiet)
         if out.suffix == ".npy":
             check_array(spec, form)
         elif not is_file:
             check_pictures(spec)
-        from dffg.machine.device import device_named
         from dffg.pipeline.run import unfinished_images
         from dffg.synthesis.synthesize import synthesize_set
 
-        captured, where = captured_from(loaded, spec, view), device_named(options["device"])
+        captured = captured_from(loaded, spec, view)
         config, limit = options["SynthesisConfig"], options["memory_limit"]
         with (
             says_what_is_kept(out),

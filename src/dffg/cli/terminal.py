@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dffg.machine.distributed import Workers
+    from dffg.report.progress import ProgressView
     from dffg.report.result import Result
 
 VERIFICATION_FAILED, INTERRUPTED = 3, StoppedError.exit_code
@@ -30,17 +31,15 @@ def console_for(quiet: bool, as_json: bool) -> Console:
     return Console(stderr=as_json, quiet=quiet)
 
 
-@contextmanager
-def progress_on(console: Console) -> Iterator[Any]:
+def progress_on(console: Console) -> ProgressView:
     """Progress with time left."""
     from dffg.report.progress import ProgressView
 
-    with ProgressView(console) as view:
-        yield view
+    return ProgressView(console)
 
 
 @contextmanager
-def workers_for(ray: str | None, workers: int | None, view: Any) -> Iterator[Workers | None]:
+def workers_for(ray: str | None, workers: int | None, view: ProgressView) -> Iterator[Workers | None]:
     """Workers of Ray, where they are asked for."""
     if ray is None:
         yield None

@@ -63,7 +63,7 @@ class LearningConfig:
     recipe: str | None = option(
         None, "How much is learned from the images  [default: fast, nothing, at 8 bits; balanced below]", tuple(RECIPES)
     )
-    learning_images: int = option(None, "Images to learn from; --images of them choose the ranges.")
+    learning_images: int = option(None, "Images to learn from, at least --images, which choose the ranges.")
     reconstruction_steps: int = option(None, "Steps of learning the rounding of every block.")
     finetune_steps: int = option(None, "Steps of training the whole quantized network.")
     learning_seconds: float | None = option(None, "Time for learning the rounding, shared among the blocks.")

@@ -15,6 +15,11 @@ _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _AMOUNT = r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})"
 
 
+def require_width(bits: int, of: str = "") -> None:
+    """Raise InputError for a width that no file of ours has."""
+    require(2 <= bits <= 8, f"{of}{bits} bits are not supported; choose widths from 2 to 8, for example W8A8.")
+
+
 @dataclass(frozen=True)
 class Scheme:
     """Bit widths, written W<weights>A<activations>, for example W8A8."""
@@ -24,7 +29,7 @@ class Scheme:
 
     def __post_init__(self) -> None:
         for bits in (self.weight_bits, self.activation_bits):
-            require(2 <= bits <= 8, f"{bits} bits are not supported; choose widths from 2 to 8, for example W8A8.")
+            require_width(bits)
 
     @classmethod
     def parse(cls, text: str) -> Scheme:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from dffg.config.notation import Budget, Scheme
+from dffg.config.notation import Budget, Scheme, require_width
 from dffg.config.options import check_choices, fill, option, require
 from dffg.errors import InputError
 from dffg.targets import ONNXRUNTIME, TARGETS, Target
@@ -85,8 +85,8 @@ class QuantizationConfig:
                 require(getattr(self, name) is None, f"{name} is given, and bits is {self.bits}; it needs bits mixed.")
         for name in ("first_last_bits", "other_bits"):
             bits = getattr(self, name)
-            wrong = f"{name} is {bits}, and {bits} bits are not supported; choose a width from 2 to 8."
-            require(bits is None or 2 <= bits <= _FULL_BITS, wrong)
+            if bits is not None:
+                require_width(bits, f"{name} is {bits}, and ")
         self._check_target()
         narrow = self.budget_kind == "bops" or self.input_bits < _FULL_BITS
         fill(self, "equalize", "auto" if narrow else "none")
@@ -126,7 +126,7 @@ class QuantizationConfig:
         fill(self, "activation_bits", _FULL_BITS)
         fill(self, "candidate_bits", ",".join(str(bits) for bits in possible if bits >= self.rules.weight_bits))
         for bits in (self.input_bits, *self.candidates):
-            Scheme(bits, bits)
+            require_width(bits)
 
     @property
     def is_mixed(self) -> bool:

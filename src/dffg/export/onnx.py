@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ from dffg.export.names import make_unique
 from dffg.export.packing import pack_weights
 from dffg.graph.ends import examples, input_names, output_names, split_ends
 from dffg.handover import INPUT_NAME
-from dffg.onnx_file import METADATA_KEY
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.simulate import Quantized, weight_name
-from dffg.spec import ImageSpec
+from dffg.spec import METADATA_KEY, ImageSpec
 
 OPSET = 21
 OUTPUT_NAME = "output"
@@ -122,7 +119,7 @@ def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
 
 def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path, *, kept_names: Sequence[onnx_ir.Value] = ()) -> None:
     make_unique(model.graph, first=kept_names)
-    model.metadata_props[METADATA_KEY] = json.dumps(asdict(spec))
+    model.metadata_props[METADATA_KEY] = spec.to_json()
     model.producer_name, model.producer_version = "dffg", None
     _strip(model)
     onnx_ir.save(model, path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,8 @@ from dffg.errors import InputError, first_line
 from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.ends import join, split
-from dffg.onnx_file import METADATA_KEY, described
 from dffg.quant.simulate import Quantized
-from dffg.spec import Array, ImageSpec
+from dffg.spec import METADATA_KEY, Array, ImageSpec
 
 _HEAVY = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 _INTEGER_TYPES = ("u8", "i8")
@@ -87,14 +84,14 @@ def read_spec(path: Path) -> ImageSpec | None:
     model = _read(path)
     if not model.has_rt_info([METADATA_KEY]):
         return None
-    return described(model.get_rt_info([METADATA_KEY]).astype(str))
+    return ImageSpec.from_json(model.get_rt_info([METADATA_KEY]).astype(str))
 
 
 def _convert(source: Path, spec: ImageSpec, path: Path) -> None:
     import openvino
 
     model = _read(source)
-    model.set_rt_info(json.dumps(asdict(spec)), [METADATA_KEY])
+    model.set_rt_info(spec.to_json(), [METADATA_KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 

@@ -7,9 +7,7 @@ files with them.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ from dffg.graph.captured import program_input_shapes
 from dffg.graph.ends import examples, join, split, split_ends
 from dffg.graph.nodes import WEIGHTED, Tap, aten, calls, standalone
 from dffg.models.archive import refuse_code
-from dffg.onnx_file import METADATA_KEY, described
-from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
+from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE, global_average_pool
 from dffg.quant.simulate import Quantized
-from dffg.spec import Array, ImageSpec
+from dffg.spec import METADATA_KEY, Array, ImageSpec
 
 _INTEGERS = (torch.uint8, torch.int8)
 
@@ -49,7 +46,7 @@ def write_float(module: fx.GraphModule, spec: ImageSpec, path: Path) -> None:
         ).run_decompositions(_DECOMPOSITIONS)
     except Exception as error:
         raise ExportError(f"this network cannot be written with torch.export: {first_line(error)}") from error
-    torch.export.save(program, path, extra_files={METADATA_KEY: json.dumps(asdict(spec))})
+    torch.export.save(program, path, extra_files={METADATA_KEY: spec.to_json()})
 
 
 def open_file(path: Path, threads: int = 0) -> Opened:
@@ -101,7 +98,7 @@ def read_spec(path: Path) -> ImageSpec | None:
     """The input description that dffg wrote into a file; None in files of others."""
     stored = {METADATA_KEY: ""}
     _load(path, stored)
-    return described(stored[METADATA_KEY]) if stored[METADATA_KEY] else None
+    return ImageSpec.from_json(stored[METADATA_KEY]) if stored[METADATA_KEY] else None
 
 
 def _load(path: Path, extra_files: dict[str, Any] | None = None) -> ExportedProgram:
@@ -126,11 +123,7 @@ def _dequantize(levels: Tensor, scale: Tensor, zero_point: Tensor, axis: int | N
     return (levels.float() - zero_point.float().reshape(shape)) * scale.reshape(shape)
 
 
-def _global_average_pool(x: Tensor) -> Tensor:
-    return x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
-
-
-_DECOMPOSITIONS: Any = {QUANTIZE: _quantize, DEQUANTIZE: _dequantize, GLOBAL_AVERAGE_POOL: _global_average_pool}
+_DECOMPOSITIONS: Any = {QUANTIZE: _quantize, DEQUANTIZE: _dequantize, GLOBAL_AVERAGE_POOL: global_average_pool}
 
 RUNTIME = Runtime(
     suffixes=(".pt2",),

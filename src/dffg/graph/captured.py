@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_leaves
 from dffg.bounds import input_bounds
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.graph.batch_norms import BatchNorm, find_batch_norms
-from dffg.graph.ends import columns, examples, inputs_of, join, split
+from dffg.graph.ends import columns, examples, join, split
 from dffg.graph.functional import functional_module
 from dffg.graph.nodes import moved, refuse_endless
 from dffg.graph.patches import describe, patch_sources
 from dffg.machine.device import HOST, device_of
-from dffg.spec import DEFAULT_INPUT, ImageSpec, JointSpec
+from dffg.spec import DEFAULT_INPUT, ImageSpec, JointSpec, shape_text
 
 _RELATIVE_TOLERANCE = 1e-4
 _FLOAT_ONLY = (
@@ -206,7 +206,7 @@ def _examples(model: nn.Module, example_inputs: tuple[Tensor, ...], spec: ImageS
         raise CaptureError(f"the network's weights are {dtype}; convert it with model.float() first.")
     if not example_inputs:
         return examples(spec, 2)
-    for example, part in zip(example_inputs, inputs_of(spec)):
+    for example, part in zip(example_inputs, spec.parts):
         if tuple(example.shape[1:]) != part.shape:
             raise InputError(f"the example input has shape {tuple(example.shape)}, not a batch of {part.shape}.")
     return tuple(
@@ -217,7 +217,6 @@ def _examples(model: nn.Module, example_inputs: tuple[Tensor, ...], spec: ImageS
 
 def _try_forward(model: nn.Module, given: tuple[Tensor, ...], spec: ImageSpec) -> None:
     """Run the network once as it is, so that a wrong shape is told apart from a graph that cannot be captured."""
-    shape = "/".join("x".join(map(str, part.shape)) for part in inputs_of(spec))
     try:
         with torch.no_grad():
             model(*given)
@@ -231,14 +230,18 @@ def _try_forward(model: nn.Module, given: tuple[Tensor, ...], spec: ImageSpec) -
         raise
     except Exception as error:
         hint = _FLOAT_ONLY if "indices" in str(error) else "Give the right one with --input CxHxW."
-        raise InputError(f"the network fails on an input of shape {shape}: {first_line(error)}\n{hint}") from error
+        raise InputError(
+            f"the network fails on an input of shape {spec.written_shape}: {first_line(error)}\n{hint}"
+        ) from error
 
 
 def _require_shape(program: ExportedProgram, spec: ImageSpec) -> None:
-    expected, given = program_input_shapes(program), [part.shape for part in inputs_of(spec)]
+    expected, given = program_input_shapes(program), [part.shape for part in spec.parts]
     if expected != given:
-        found, wanted = ("/".join("x".join(map(str, shape)) for shape in shapes) for shapes in (expected, given))
-        raise InputError(f"the exported program takes inputs of shape {found}, not {wanted}; leave --input out.")
+        found = shape_text(expected)
+        raise InputError(
+            f"the exported program takes inputs of shape {found}, not {spec.written_shape}; leave --input out."
+        )
 
 
 def program_input_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
@@ -270,7 +273,7 @@ def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: I
     generator = torch.Generator().manual_seed(0)
     low, high = input_bounds(spec)
     sample = low + (high - low) * torch.rand(2, *spec.shape, generator=generator)
-    given = split(sample.numpy(), [part.shape for part in inputs_of(spec)])
+    given = split(sample.numpy(), [part.shape for part in spec.parts])
     with torch.no_grad():
         returned = program.module(check_guards=False)(*map(torch.from_numpy, given))
         answer = module(sample)

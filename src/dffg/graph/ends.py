@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dffg.graph.nodes import calls, copy_module
-from dffg.spec import Array, ImageSpec, JointSpec, cut
+from dffg.spec import Array, ImageSpec, cut
 
 _library = torch.library.Library("dffg", "FRAGMENT")
 _library.define("input(Tensor joined, str name, int start, int[] shape) -> Tensor")
@@ -130,12 +130,7 @@ def output_names(module: fx.GraphModule, default: str) -> list[str]:
 
 def examples(spec: ImageSpec, count: int) -> tuple[Tensor, ...]:
     """Inputs of this many examples, all 0."""
-    return tuple(torch.zeros(count, *part.shape) for part in inputs_of(spec))
-
-
-def inputs_of(spec: ImageSpec) -> tuple[ImageSpec, ...]:
-    """The description of every input."""
-    return spec.inputs if isinstance(spec, JointSpec) else (spec,)
+    return tuple(torch.zeros(count, *part.shape) for part in spec.parts)
 
 
 def split(batch: Array, shapes: Sequence[Sequence[int]]) -> list[Array]:

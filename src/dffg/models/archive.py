@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from dffg.errors import InputError, first_line
+from dffg.spec import METADATA_KEY
 
 # What torch.export.save writes for a network of plain tensors. Case matters: the loader finds more than it writes.
 _PLAIN_MEMBERS = re.compile(
     r"[^/]+/(data/weights/weight_\d+|data/constants/tensor_\d+|data/(weights|constants)/\w+_config\.json"
     r"|data/sample_inputs/\w+\.pt|models/\w+\.json|archive_format|archive_version|byteorder"
-    r"|extra/dffg\.input|\.data/version|\.data/serialization_id)"
+    rf"|extra/{re.escape(METADATA_KEY)}|\.data/version|\.data/serialization_id)"
 )
 _SYMPY_CALLS = frozenset(
     {"Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "Eq", "Ne"}

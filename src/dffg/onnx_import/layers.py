@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dffg.onnx_import.shaping import reshape
 from dffg.onnx_import.values import Value, operand, tensor
-from dffg.onnx_import.windows import of_rank, windows
+from dffg.onnx_import.windows import halves, of_rank, windows
 
 
 def _conv(
@@ -60,8 +60,7 @@ def _conv_transpose(
             for size, s, e, d, k in zip(x.shape[2:], found.strides, extra, found.dilations, found.kernel)
         ]
         totals = [max(whole - size, 0) for whole, size in zip(full, sizes[-rank:])]
-        less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
-        begin, end = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        begin, end = halves(totals, auto_pad)
     transpose = of_rank("conv_transpose", rank)
     shared = [min(pair) for pair in zip(begin, end)]
     result: Tensor = transpose(x, weight, _optional(bias), found.strides, shared, extra, group, found.dilations)

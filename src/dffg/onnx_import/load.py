@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
 from dffg.graph.captured import default_spec
-from dffg.graph.ends import inputs_of
 from dffg.graph.nodes import refuse_endless
 from dffg.onnx_file import load, spec_of
 from dffg.onnx_import.module import OnnxModule
@@ -142,7 +141,7 @@ def _require_free_batch(module: OnnxModule, spec: ImageSpec | None, batch: int) 
     if spec is None:
         raise CaptureError(refusal)
     generator = torch.Generator().manual_seed(0)
-    sample = [torch.rand(2, *part.shape, generator=generator) for part in inputs_of(spec)]
+    sample = [torch.rand(2, *part.shape, generator=generator) for part in spec.parts]
     try:
         with torch.no_grad():
             together, alone = _outputs(module, sample), [_outputs(module, example) for example in _one_by_one(sample)]

@@ -29,9 +29,8 @@ def _max_pool(
     found = windows(x, kernel_shape, strides, dilations, pads, auto_pad)
     pool = of_rank("max_pool", len(kernel_shape))
     wanted, begin = found.counts(x, ceil_mode=bool(ceil_mode)), replace(found, end=found.begin)
-    fits = all(2 * padding <= kernel for padding, kernel in zip(found.begin, kernel_shape))
     for rounded_up in (False, True):
-        if fits and begin.counts(x, ceil_mode=rounded_up) == wanted:
+        if found.fits_torch and begin.counts(x, ceil_mode=rounded_up) == wanted:
             return pool(x, kernel_shape, found.strides, found.begin, found.dilations, rounded_up)  # type: ignore[no-any-return]
     padded = found.with_room_for(wanted, x).pad(x, -math.inf)
     return pool(padded, kernel_shape, found.strides, 0, found.dilations)  # type: ignore[no-any-return]
@@ -51,8 +50,7 @@ def _average_pool(
     found = windows(x, kernel_shape, strides, dilations, pads, auto_pad)
     if set(found.dilations) != {1}:
         raise NotImplementedError("average pooling with dilations is not supported")
-    fits = all(2 * padding <= kernel for padding, kernel in zip(found.begin, kernel_shape))
-    if found.is_symmetric and fits:
+    if found.is_symmetric and found.fits_torch:
         pool = of_rank("avg_pool", len(kernel_shape))
         return pool(x, kernel_shape, found.strides, found.begin, bool(ceil_mode), bool(count_include_pad))  # type: ignore[no-any-return]
     return _average_of_padded(x, found, bool(ceil_mode), bool(count_include_pad))

@@ -25,6 +25,11 @@ class Windows:
         """Whether torch can express the padding."""
         return self.begin == self.end
 
+    @property
+    def fits_torch(self) -> bool:
+        """Whether torch's pooling takes the padding at the begin: it must not be above half of the window."""
+        return all(2 * padding <= kernel for padding, kernel in zip(self.begin, self.kernel))
+
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """The padding written out."""
         sides = [side for pair in zip(reversed(self.begin), reversed(self.end)) for side in pair]
@@ -75,9 +80,14 @@ def windows(
             max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
             for size, k, s, d in zip(x.shape[2:], kernel, strides, dilations)
         ]
-        less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
-        begin, end = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        begin, end = halves(totals, auto_pad)
     return Windows(kernel=kernel, strides=strides, dilations=dilations, begin=begin, end=end)
+
+
+def halves(totals: list[int], auto_pad: str) -> tuple[list[int], list[int]]:
+    """Padding of every axis at its begin and its end, the larger half at the end with SAME_UPPER."""
+    less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
 
 
 def of_rank(name: str, rank: int) -> Any:

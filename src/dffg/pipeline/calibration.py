@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dffg.config import MOST_SEED, SynthesisConfig
+from dffg.config.synthesis import DFFG
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.graph.captured import Captured
@@ -84,15 +85,19 @@ def save_images(images: Calibration, spec: ImageSpec, path: Path) -> None:
 
 
 def held_out_images(run: Run, config: SynthesisConfig) -> Tensor:
-    """Images of another seed, never seen in calibration: those kept of one chain of ours, whatever calibrated."""
+    """Images never seen in calibration."""
+    made = synthesize_set(run.network, held_out(config), progress=run.progress, memory_limit=run.memory_limit)
+    return torch.from_numpy(made.inputs)
+
+
+def held_out(config: SynthesisConfig) -> SynthesisConfig:
+    """How images of another seed are made beside these: those kept of one chain of ours, whatever calibrates."""
     if not config.is_fast_gradient:
         config = SynthesisConfig(count=config.count, seed=config.seed)
     count = min(config.count, config.batch_size * snapshots_per_chain(config))
     # A seed that is still one, also beside the largest.
     offset = _HELD_OUT_SEED_OFFSET if config.seed + _HELD_OUT_SEED_OFFSET <= MOST_SEED else -_HELD_OUT_SEED_OFFSET
-    held_out = replace(config, seed=config.seed + offset, count=count)
-    made = synthesize_set(run.network, held_out, progress=run.progress, memory_limit=run.memory_limit)
-    return torch.from_numpy(made.inputs)
+    return replace(config, seed=config.seed + offset, count=count)
 
 
 def noise_images(captured: Captured, seed: int) -> Array:
@@ -101,4 +106,4 @@ def noise_images(captured: Captured, seed: int) -> Array:
 
 
 def _source(config: SynthesisConfig) -> str:
-    return "synthetic images" + ("" if config.generator == "dffg" else f" by {config.generator}")
+    return "synthetic images" + ("" if config.generator == DFFG else f" by {config.generator}")

@@ -24,7 +24,8 @@ from dffg.quant.stored import save_parameters
 from dffg.report.html import render_page
 from dffg.report.notes import equalization_notes, memory_notes, width_notes
 from dffg.report.result import IMAGES_FILE, PAGE_FILE, PARAMETERS_FILE, REPORT_FILE, Result, files_of
-from dffg.storage.output import file_hash, staged_directory, temporary_beside
+from dffg.storage.checkpoint import discard
+from dffg.storage.output import file_hash, staged_directory, temporary_beside, unfinished_directory
 
 
 def finish(
@@ -82,7 +83,7 @@ def finish(
         (staging / PAGE_FILE).write_text(render_page(result.to_dict(), images.made), encoding="utf-8")
         result = replace(result, files={**result.files, PAGE_FILE: file_hash(staging / PAGE_FILE)})
         result.save(staging / REPORT_FILE)
-    run.kept().remove()
+    discard(unfinished_directory(run.out))
     return result
 
 

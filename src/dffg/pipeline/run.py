@@ -23,7 +23,7 @@ from dffg.machine.environment import package_version
 from dffg.machine.memory import give_back, new_objects_only
 from dffg.quant.learning import LearningCallback
 from dffg.report.result import Seconds
-from dffg.storage.checkpoint import Checkpoint, fingerprint, refuse_other_work
+from dffg.storage.checkpoint import Checkpoint, discard, fingerprint, refuse_other_work
 from dffg.storage.output import check_directory, claimed, unfinished_directory
 from dffg.synthesis.synthesize import ProgressCallback
 
@@ -118,7 +118,7 @@ def unfinished_work(out: Path, work: dict[str, str], force: bool) -> Iterator[No
     except (OutputError, DataError):
         raise
     except DffgError:
-        Checkpoint(directory, "").remove()
+        discard(directory)
         raise
 
 
@@ -131,7 +131,7 @@ def unfinished_images(
     kept = Checkpoint(unfinished_directory(out), fingerprint(captured.module, config), work)
     with unfinished_work(out, work, force):
         yield kept
-    kept.remove()
+    discard(unfinished_directory(out))
 
 
 @cache

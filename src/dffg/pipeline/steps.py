@@ -147,6 +147,7 @@ def _quantize(
             noise = _batches(noise_images(captured, synthesis.seed), synthesis.batch_size)
             from_noise = with_ranges_from(captured, decided, noise, quantization)
     if learning.learns:
+        learning = replace(learning, learning_images=len(images.inputs))
         decided = _learn(run, decided, images, learning, synthesis.seed)
     return finish(run, decided, images, quantization, learning, synthesis, from_noise)
 
@@ -189,11 +190,10 @@ def finetune(
         earlier = load_report(Path(quantized) / REPORT_FILE)
         quantization = replace(earlier.quantization, target=target or earlier.quantization.target)
         runtime_of(quantization.target)
+        synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=earlier.seed if seed is None else seed)
         with clock.stage("capture"):
             captured = _captured(model, spec, input_shape, name)
         check_answer(captured, evaluation)
-        seed = earlier.seed if seed is None else seed
-        synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=seed)
         start = file_hash(Path(quantized) / REPORT_FILE)[:SHOWN_DIGITS]
         run = Run(
             captured=captured,
@@ -240,9 +240,7 @@ def _finetune(
             kept = run.kept(captured.module, synthesis)
             calibration = calibration_images(run, synthesis, None, kept)
     decided = Decided(float_module=float_module, parameters=parameters, mixed=None, equalized=earlier.equalized)
-    learning = LearningConfig(
-        recipe="fast", learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps
-    )
+    learning = LearningConfig(learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps)
     decided = _learn(run, decided, calibration, learning, synthesis.seed)
     return finish(run, decided, calibration, quantization, learning, synthesis)
 

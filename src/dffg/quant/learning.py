@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from dffg.config import FinetuneConfig, LearningConfig, ReconstructionConfig
@@ -37,7 +38,8 @@ def learn(
 ) -> Parameters:
     """Reconstruct, then fine-tune, as the (completed) configuration says; images: (count, *shape) network inputs.
 
-    checkpoint: where what is learned is kept, and found if this was stopped before.
+    checkpoint: where what is learned is kept, and found if this was stopped before. The caller's random numbers on the
+    CPU go on as if nothing had been learned.
     """
     tell = progress or (lambda state: None)
 
@@ -50,12 +52,13 @@ def learn(
     def after_step(step: int, loss: float) -> None:
         tell(LearningProgress(done=step + 1, total=config.finetune_steps, detail=f"fine-tuning: loss {loss:.3f}"))
 
-    if config.reconstruction_steps:
-        reconstruction = ReconstructionConfig(
-            iterations=config.reconstruction_steps, seed=seed, max_seconds=config.learning_seconds
-        )
-        parameters = reconstruct(float_module, parameters, images, reconstruction, after_block, checkpoint)
-    if config.finetune_steps:
-        tuning = FinetuneConfig(iterations=config.finetune_steps, seed=seed)
-        parameters = finetune(float_module, parameters, images, tuning, after_step, checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        if config.reconstruction_steps:
+            reconstruction = ReconstructionConfig(
+                iterations=config.reconstruction_steps, seed=seed, max_seconds=config.learning_seconds
+            )
+            parameters = reconstruct(float_module, parameters, images, reconstruction, after_block, checkpoint)
+        if config.finetune_steps:
+            tuning = FinetuneConfig(iterations=config.finetune_steps, seed=seed)
+            parameters = finetune(float_module, parameters, images, tuning, after_step, checkpoint)
     return parameters

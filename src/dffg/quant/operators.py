@@ -30,13 +30,14 @@ def _run_dequantize(levels: Tensor, scale: Tensor, zero_point: Tensor, axis: int
     return _dequantize(levels, QParams(scale=scale, zero_point=zero_point, quant_min=0, quant_max=0, axis=axis))
 
 
-def _run_global_average_pool(x: Tensor) -> Tensor:
+def global_average_pool(x: Tensor) -> Tensor:
+    """Means over all pixels, (batch, channels, 1, ...)."""
     return x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
 
 
 _library.impl("quantize", _run_quantize, "CompositeExplicitAutograd")
 _library.impl("dequantize", _run_dequantize, "CompositeExplicitAutograd")
-_library.impl("global_average_pool", _run_global_average_pool, "CompositeExplicitAutograd")
+_library.impl("global_average_pool", global_average_pool, "CompositeExplicitAutograd")
 
 
 def _imagine_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:

@@ -36,6 +36,7 @@ from dffg.report.facts import (
 from dffg.report.gallery import drawable, gallery
 from dffg.report.result import IMAGES_FILE, PAGE_FILE, REPORT_FILE, read_report
 from dffg.report.terminal import describe_widths
+from dffg.spec import shape_text
 from dffg.storage.output import file_hash, staged_directory, staged_file
 
 
@@ -101,8 +102,7 @@ def compare(reports: dict[str, Plain], out: Path) -> None:
 
 
 def _shape(described: Plain) -> str:
-    """3x224x224, or of several inputs 3x224x224/8."""
-    return "/".join("x".join(map(str, part["shape"])) for part in described.get("inputs", [described]))
+    return shape_text(part["shape"] for part in described.get("inputs", [described]))
 
 
 def _frontier(mixed: Plain | None) -> list[dict[str, Any]]:

@@ -124,9 +124,10 @@ def render_inspection(found: Inspection) -> RenderableType:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    shape = "x".join(map(str, spec.shape))
     table.add_row("network", f"{found.model}, {found.parameters / 1e6:.2f} M parameters")
-    table.add_row("input", f"{shape}, mean {spec.mean}, std {spec.std}, bounds {spec.bounds} ({spec.source})")
+    for index, part in enumerate(spec.parts):
+        described = f"{part.written_shape}, mean {part.mean}, std {part.std}, bounds {part.bounds} ({part.source})"
+        table.add_row("" if index else "input", described)
     table.add_row("quantized", f"{found.quantized_layers} layers, {found.quantized_tensors} activations")
     left = [f"{reason}: {', '.join(operations)}" for reason, operations in by_reason(found.float_reasons).items()]
     table.add_row("left in float", Text("\n".join(left) or "nothing"))

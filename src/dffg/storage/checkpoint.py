@@ -34,7 +34,7 @@ def refuse_other_work(directory: Path, work: dict[str, str], *, anew: bool = Fal
             f"{directory} holds unfinished work that was begun otherwise: {_differences(earlier, work, differing)}. "
             "Give the same options as then to go on from it, start anew with --force, or choose another place."
         )
-    Checkpoint(directory, "").remove()
+    discard(directory)
 
 
 def _read_work(directory: Path) -> dict[str, str]:
@@ -80,14 +80,15 @@ class Checkpoint:
         with staged_file(self._path(name)) as staging:
             staging.write_bytes(sealed(content.getvalue()))
 
-    def remove(self) -> None:
-        """The work is finished. A directory that this did not make stays."""
-        if (self._directory / _WORK_FILE).is_file():
-            with temporary_beside(self._directory) as going:
-                os.replace(self._directory, going / self._directory.name)
-
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.pt"
+
+
+def discard(directory: Path) -> None:
+    """Remove all states in a directory: the work is finished, or of no use. What no `Checkpoint` has made stays."""
+    if (directory / _WORK_FILE).is_file():
+        with temporary_beside(directory) as going:
+            os.replace(directory, going / directory.name)
 
 
 def sealed(content: bytes) -> bytes:

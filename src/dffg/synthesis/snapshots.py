@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dffg.bounds import input_bounds
 from dffg.config import JOINT, NOISES, SynthesisConfig
-from dffg.graph.captured import Captured
 from dffg.images import SnapshotRecord
 from dffg.machine.device import HOST
 from dffg.spec import ImageSpec
@@ -73,17 +72,17 @@ def passes_per_chain(config: SynthesisConfig) -> int:
     return config.steps * (1 + config.variability_samples if config.variability == "variance-tuning" else 1)
 
 
-def as_stored(images: Tensor, captured: Captured) -> Tensor:
+def as_stored(images: Tensor, spec: ImageSpec) -> Tensor:
     """Contiguous copies, rounded as `SyntheticSet.save` would round them: what is stored is what calibrated.
 
     Generators that do not keep to the legal pixels keep what they made.
     """
     images = images.detach().to(HOST).contiguous()
-    low, high = input_bounds(captured.spec)
+    low, high = input_bounds(spec)
     slack = 1e-4 * (high - low)
-    if not captured.spec.is_pixels or (images < low - slack).any() or (images > high + slack).any():
+    if not spec.is_pixels or (images < low - slack).any() or (images > high + slack).any():
         return images.clone()
-    return torch.from_numpy(captured.spec.from_uint8(captured.spec.to_uint8(images.numpy())))
+    return torch.from_numpy(spec.from_uint8(spec.to_uint8(images.numpy())))
 
 
 def packed(kept: list[Snapshot], spec: ImageSpec) -> ChainState:

@@ -44,7 +44,7 @@ def start_from_pictures(
     and white noise has not. Baradad et al., "Learning to See by Looking at Noise" (NeurIPS 2021), train networks on
     such pictures in place of photographs.
     """
-    if not spec.is_pixels or len(spec.shape) != 3:
+    if not spec.is_pixels:
         return start_from_noise(config, spec, generator, device)
     low, high = input_bounds(spec, device)
     leaves = config.batch_size - config.batch_size // 2

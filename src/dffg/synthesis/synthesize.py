@@ -134,7 +134,7 @@ def _chains(
         return
     deadline, run_chain = _deadline(config), chain_of(captured, config)
     for chain in chains:
-        kept = list(_snapshots_of(chain, captured, config, run_chain, deadline, progress))
+        kept = list(_snapshots_of(chain, captured.spec, config, run_chain, deadline, progress))
         if kept:
             yield chain, packed(kept, captured.spec)
         if time.monotonic() > deadline:
@@ -179,7 +179,7 @@ def prepare_chains(shared: tuple[bytes, ImageSpec, SynthesisConfig]) -> Prepared
 def run_packed_chain(prepared: PreparedChains, chain: int) -> ChainState:
     """One whole chain in a worker."""
     captured, config, run_chain = prepared
-    return packed(list(_snapshots_of(chain, captured, config, run_chain)), captured.spec)
+    return packed(list(_snapshots_of(chain, captured.spec, config, run_chain)), captured.spec)
 
 
 def _refuse_more_than_memory(spec: ImageSpec, config: SynthesisConfig) -> None:
@@ -187,7 +187,7 @@ def _refuse_more_than_memory(spec: ImageSpec, config: SynthesisConfig) -> None:
     available = physical_memory_bytes()
     if available is not None and needed > available:
         raise InputError(
-            f"{config.count} images of shape {'x'.join(map(str, spec.shape))} in batches of {config.batch_size} take "
+            f"{config.count} images of shape {spec.written_shape} in batches of {config.batch_size} take "
             f"{needed / 1e9:.0f} GB, and this machine has {available / 1e9:.0f}; make fewer, or in smaller batches."
         )
 
@@ -211,14 +211,14 @@ def snapshots(
     """
     deadline, run_chain = _deadline(config), run_chain or chain_of(captured, config)
     for chain in range(chains_needed(config)):
-        yield from _snapshots_of(chain, captured, config, run_chain, deadline, progress)
+        yield from _snapshots_of(chain, captured.spec, config, run_chain, deadline, progress)
         if time.monotonic() > deadline:
             return
 
 
 def _snapshots_of(
     chain: int,
-    captured: Captured,
+    spec: ImageSpec,
     config: SynthesisConfig,
     run_chain: Callable[[int], Iterator[Visit]],
     deadline: float = math.inf,
@@ -232,7 +232,7 @@ def _snapshots_of(
         late = time.monotonic() > deadline
         keep = is_kept(visit.step, config) or (late and made == 0)
         if keep:
-            images = as_stored(visit.images[: config.count - made], captured)
+            images = as_stored(visit.images[: config.count - made], spec)
             made += len(images)
         if progress is not None:
             progress(_progress(visit, chain, config, made))
