@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import arena, claims, records
 from benchmarks.claims import Summary, gain, verdict
 from benchmarks.networks import REAL
-from benchmarks.tables import Records, latest, spread, unique
+from benchmarks.rows import Records, latest, spread, unique
 
 KEY = ("network", "label", "seed", "count")
 # At 4 bits with plain ranges the ImageNet networks and keyword spotting collapse with any data, and are judged at 6.

@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from benchmarks.tables import Records
+from benchmarks.rows import Records
 
 # Real data that keeps less than this share of float accuracy makes a comparison meaningless.
 LEAST_SHARE_OF_FLOAT = 0.5

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.networks import IMAGENET_MEAN, IMAGENET_STD
-from benchmarks.tables import latest
+from benchmarks.rows import latest
 
 SUITE = "command"
 COUNT = 64

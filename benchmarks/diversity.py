@@ -6,18 +6,22 @@ Judged like the ablation, on unlabelled calibration images; evaluation data is n
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import ablation, cells, records
+from benchmarks.ablation_tables import log_kl, log_ratios
 from benchmarks.exchanged import BATCH, Exchanged
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
+from benchmarks.rows import Records, latest, ratio, unique
 from dffg.config import SynthesisConfig
 from dffg.graph.captured import Captured
 from dffg.graph.nodes import WEIGHTED, calls, with_output
@@ -50,7 +54,16 @@ RIVALS = {
     "dgh steps 64": {"generator": "dgh", "steps": 64},
     "noise": {"generator": "noise"},
 }
-SETTINGS = (REAL, *RIVALS, DEFAULTS, *CHANGES)
+OF_OURS = (DEFAULTS, *CHANGES)
+SETTINGS = (REAL, *RIVALS, *OF_OURS)
+FIGURES = {
+    "feature_distance": "distance of features",
+    "statistics_spread": "spread of statistics, of real",
+    "near_duplicates": "near duplicates in a chain",
+    "gradient_correlation": "gradients of two images",
+    "gradient_persistence": "gradients of two steps",
+}
+FEWEST_TO_RANK = 5
 # Two images are near duplicates where their features are closer than those of the closest hundredth of real pairs.
 DUPLICATE_QUANTILE = 0.01
 
@@ -226,3 +239,50 @@ def between_steps(gradients: list[Tensor], steps: int) -> float | None:
         if (index + 1) % steps
     ]
     return float(np.mean(values)) if values else None
+
+
+def diversity_table() -> str:
+    """Diversity of images by setting and network, means over seeds, with what they do to the network."""
+    results = latest(records.read(SUITE), ("network", "setting", "seed"))
+    lines = [
+        f"| network | images | {' | '.join(FIGURES.values())} | KL beside the defaults |",
+        f"|---|---|{'---|' * (len(FIGURES) + 1)}",
+    ]
+    for network in unique(results, "network"):
+        here = [r for r in results if r["network"] == network]
+        real = _average(here, REAL, "statistics_spread")
+        for setting in unique(here, "setting"):
+            values = [_average(here, setting, name) for name in FIGURES]
+            if values[1] is not None and real:
+                values[1] /= real
+            shown = ["-" if value is None else f"{value:.2f}" for value in values]
+            divergence = ratio(log_ratios(here, network, setting, key="setting", beside=DEFAULTS))
+            lines.append(f"| {network} | {setting} | {' | '.join(shown)} | {divergence} |")
+    return "\n".join(lines)
+
+
+def diversity_predicts_table() -> str:
+    """Rank correlation over settings of ours of each figure with the divergence."""
+    results = latest(records.read(SUITE), ("network", "setting", "seed"))
+    lines = [f"| network | {' | '.join(FIGURES.values())} |", f"|---|{'---|' * len(FIGURES)}"]
+    for network in unique(results, "network"):
+        here = [r for r in results if r["network"] == network and r["setting"] in OF_OURS]
+        lines.append(f"| {network} | {' | '.join(_correlation(here, name) for name in FIGURES)} |")
+    return "\n".join(lines)
+
+
+def _correlation(here: Records, name: str) -> str:
+    pairs = [
+        (value, statistics.mean(log_kl(r) for r in here if r["setting"] == setting))
+        for setting in unique(here, "setting")
+        if (value := _average(here, setting, name)) is not None
+    ]
+    if len(pairs) < FEWEST_TO_RANK or len({value for value, _ in pairs}) == 1:
+        return "-"
+    found = spearmanr(*zip(*pairs))
+    return f"{found.statistic:+.2f} (p = {found.pvalue:.2f}, {len(pairs)} settings)"
+
+
+def _average(here: Records, setting: str, name: str) -> float | None:
+    values = [r[name] for r in here if r["setting"] == setting and r[name] is not None]
+    return statistics.mean(values) if values else None

@@ -20,7 +20,7 @@ from benchmarks.cells import measure as measure_cells
 from benchmarks.int8 import OURS
 from benchmarks.lowbits import RECONSTRUCTION, Budget, Prepared, key, learn, synthesis
 from benchmarks.networks import REAL, load_benchmarks
-from benchmarks.tables import Records, headed, is_timed_beside_others, latest, mean_and_deviation, spread
+from benchmarks.rows import Records, headed, is_timed_beside_others, latest, mean_and_deviation, spread
 from dffg.machine.device import HOST
 from dffg.spec import Array
 from dffg.synthesis.synthesize import Progress, synthesize_set

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks import records
 from benchmarks.networks import DsCnn, data_folder
-from benchmarks.tables import latest
+from benchmarks.rows import latest
 from dffg.models.weights import load_weights
 
 SUITE = "families"

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import arena_tables, effort, mixed, records
 from benchmarks.networks import REAL
+from benchmarks.rows import mean_and_deviation
 from benchmarks.step_tables import steps
-from benchmarks.tables import mean_and_deviation
 from dffg.machine.device import CPU
 
 THEMES = {

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
+from benchmarks.rows import latest, unique
 from dffg.config import SynthesisConfig
 from dffg.graph.captured import capture
 from dffg.machine.memory import reused_memory
@@ -54,3 +55,18 @@ def exponent(counts: list[int], seconds: list[float]) -> float:
 
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def growth_table() -> str:
+    """Seconds and peak memory of synthesis by the number of images, with the exponent of the growth."""
+    results = latest(records.read(SUITE), ("network", "count", "threads"))
+    lines = ["| network | images | seconds | images/s | exponent of all | peak, GB |", "|---|---|---|---|---|---|"]
+    for network in unique(results, "network"):
+        here = sorted((r for r in results if r["network"] == network), key=lambda record: int(record["count"]))
+        grown = exponent([r["count"] for r in here], [r["seconds"] for r in here]) if here[1:] else math.nan
+        for r in here:
+            lines.append(
+                f"| {network} | {r['made']} | {r['seconds']:.1f} | {r['made'] / r['seconds']:.1f} | {grown:.3f} "
+                f"| {r['peak_bytes'] / 1e9:.2f} |"
+            )
+    return "\n".join(lines)

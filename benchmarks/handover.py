@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks import int8, latency, records, tables
+from benchmarks import int8, latency, records
 from benchmarks.networks import REAL, Benchmark, load_benchmarks
-from benchmarks.tables import headed
+from benchmarks.rows import Records, headed, latest, mean_and_deviation, ratio, spread, unique
 from dffg.config import SynthesisConfig
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_float
@@ -144,25 +144,25 @@ def handover_table() -> str:
 
     The ratio is the geometric mean over seeds; its deviation that of the logarithm.
     """
-    results = tables.latest(records.read(SUITE), ("network", "tool", "seed"))
+    results = latest(records.read(SUITE), ("network", "tool", "seed"))
     lines = [
         f"| network (float top-1, images) | quantizer | drop with dffg | with {REAL} | dffg minus real | paired SE "
         f"| KL to float x 1000 with dffg | with {REAL} | ratio |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for network in tables.unique(results, "network"):
-        for tool in tables.unique(results, "tool"):
+    for network in unique(results, "network"):
+        for tool in unique(results, "tool"):
             cell = [r for r in results if (r["network"], r["tool"]) == (network, tool)]
             if cell:
                 lines.append(_row(network, tool, cell))
     return "\n".join(lines)
 
 
-def _row(network: str, tool: str, cell: tables.Records) -> str:
+def _row(network: str, tool: str, cell: Records) -> str:
     head = headed(network, cell[0]["ours"])
-    drops = [tables.spread([r[source] for r in cell], "drop_points") for source in ("ours", "real", "beside_real")]
-    error = tables.mean_and_deviation([r["beside_real"]["standard_error"] for r in cell])[0]
-    kls = [tables.spread([r[source] for r in cell], "kl_to_float", 1000) for source in ("ours", "real")]
-    ratio = tables.ratio([math.log(r["ours"]["kl_to_float"] / r["real"]["kl_to_float"]) for r in cell])
-    columns = [*drops, f"{error:.2f}", *kls, ratio]
+    drops = [spread([r[source] for r in cell], "drop_points") for source in ("ours", "real", "beside_real")]
+    error = mean_and_deviation([r["beside_real"]["standard_error"] for r in cell])[0]
+    kls = [spread([r[source] for r in cell], "kl_to_float", 1000) for source in ("ours", "real")]
+    quotient = ratio([math.log(r["ours"]["kl_to_float"] / r["real"]["kl_to_float"]) for r in cell])
+    columns = [*drops, f"{error:.2f}", *kls, quotient]
     return f"| {head} | {tool} ({cell[-1]['version']}) | {' | '.join(columns)} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import cells
-from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
+from benchmarks import cells, records
+from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
+from benchmarks.rows import Records, headed, latest, spread, unique
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import agreement, compare
 from dffg.export.onnx import write_quantized
@@ -62,7 +64,7 @@ def _ones(benchmark: Benchmark, captured: Captured, seed: int) -> Array:
 
 SOURCES: dict[str, Source] = {
     OURS: _dffg,
-    "real images": _real,
+    REAL: _real,
     "normal noise": _noise,
     "uniform pixels": _uniform,
     "all ones": _ones,
@@ -145,3 +147,54 @@ def _beside_simulation(benchmark: Benchmark, quantized: Quantized, path: Path, a
         "layerwise_equal_share": match.equal_share,
         "layerwise_max_steps": match.max_abs_difference_in_steps,
     }
+
+
+def results() -> Records:
+    """The newest result of every cell; ours only where it was measured with today's settings."""
+    found = [r for r in records.read(SUITE) if r.get("config", {}) == config_of(r["source"], r["seed"])]
+    return latest(found, ("network", "source", "ranges", "seed"))
+
+
+def int8_table() -> str:
+    """W8A8 drops by network and source, in points: mean and deviation over seeds, and the KL divergence."""
+    found = results()
+    lines = [
+        "| network (float top-1, images) | calibration | drop, points | paired SE | KL to float x 1000 |",
+        "|---|---|---|---|---|",
+    ]
+    for network in unique(found, "network"):
+        for source in SOURCES:
+            cell = [r for r in found if r["network"] == network and r["source"] == source and r["ranges"] == "mse"]
+            if cell:
+                head = headed(network, cell[0])
+                error = statistics.mean(r["standard_error"] for r in cell)
+                drop, kl = spread(cell, "drop_points"), spread(cell, "kl_to_float", 1000)
+                lines.append(f"| {head} | {source} | {drop} | {error:.2f} | {kl} |")
+    return "\n".join(lines)
+
+
+def runtime_table() -> str:
+    """Kernels, agreement of runtime and simulation on the evaluation images, speed."""
+    found = [result for result in results() if result["source"] == OURS]
+    speed = {r["network"]: r for r in latest(records.read("latency"), ("network", "batch"))}
+    lines = [
+        "| network | integer / float kernels | integers equal, worst layer | same top-1 as simulation "
+        "| top-1 apart, points | float ms | int8 ms | speed-up | ms beside quantize_static |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for network in unique(found, "network"):
+        cell = [r for r in found if r["network"] == network and r["ranges"] == "mse"]
+        time = speed.get(network)
+        timing = (
+            f"{time['float_ms']:.2f} | {time['ours_ms']:.2f} | {time['speedup']:.2f}x | "
+            f"{time['ratio_to_quantize_static']:.2f}x"
+            if time
+            else "- | - | - | -"
+        )
+        lines.append(
+            f"| {network} | {cell[0]['integer_kernels']} / {cell[0]['float_kernels']} "
+            f"| {min(r['layerwise_equal_share'] for r in cell):.3%} "
+            f"| {spread(cell, 'simulation_top1_equal', 100)} % | {spread(cell, 'simulation_drop_points')} "
+            f"| {timing} |"
+        )
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ import statistics
 from benchmarks import claims, lowbits, records
 from benchmarks.int8 import OURS
 from benchmarks.networks import REAL
-from benchmarks.tables import Records, headed, is_timed_beside_others, latest, spread, unique
+from benchmarks.rows import Records, headed, is_timed_beside_others, latest, spread, unique
 from dffg.machine.device import CPU
 
 _NONE = "-"

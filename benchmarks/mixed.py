@@ -18,7 +18,7 @@ from benchmarks import records
 from benchmarks.cells import measure as measure_cells
 from benchmarks.lowbits import Prepared
 from benchmarks.networks import load_benchmarks
-from benchmarks.tables import Records, headed, latest, mean_and_deviation, spread, unique
+from benchmarks.rows import Records, headed, latest, mean_and_deviation, spread, unique
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.machine.device import HOST
 from dffg.machine.distributed import Workers

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import int8, latency, records, tables
+from benchmarks import int8, latency, records
 from benchmarks.networks import Benchmark, load_benchmarks, outputs_of
-from benchmarks.tables import headed
+from benchmarks.rows import Records, headed, latest, mean_and_deviation, spread, unique
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import compare
@@ -113,23 +113,23 @@ def _append(
 
 def overflow_table() -> str:
     """Drops of every file by network, in points, with divergence from float and time beside float's."""
-    results = tables.latest(records.read(SUITE), ("network", "file", "seed"))
+    results = latest(records.read(SUITE), ("network", "file", "seed"))
     lines = [
         "| network (float top-1, images) | file | seeds | drop | SE | KL to float x 1000 | time of float's |",
         "|---|---|---|---|---|---|---|",
     ]
-    for network in tables.unique(results, "network"):
+    for network in unique(results, "network"):
         here = [r for r in results if r["network"] == network]
-        lines += [_row(network, name, [r for r in here if r["file"] == name]) for name in tables.unique(here, "file")]
+        lines += [_row(network, name, [r for r in here if r["file"] == name]) for name in unique(here, "file")]
     return "\n".join(lines)
 
 
-def _row(network: str, name: str, cell: tables.Records) -> str:
+def _row(network: str, name: str, cell: Records) -> str:
     head = headed(network, cell[0])
-    error = tables.mean_and_deviation([r["standard_error"] for r in cell])[0]
+    error = mean_and_deviation([r["standard_error"] for r in cell])[0]
     times = [r["milliseconds"] / r["float_milliseconds"] for r in cell if r["milliseconds"] is not None]
     columns = [
-        *(str(len(cell)), tables.spread(cell, "drop_points"), f"{error:.2f}", tables.spread(cell, "kl_to_float", 1000)),
-        f"{tables.mean_and_deviation(times)[0]:.2f}" if times else "-",
+        *(str(len(cell)), spread(cell, "drop_points"), f"{error:.2f}", spread(cell, "kl_to_float", 1000)),
+        f"{mean_and_deviation(times)[0]:.2f}" if times else "-",
     ]
     return f"| {head} | {name} | {' | '.join(columns)} |"

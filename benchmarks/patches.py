@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.digits import SPEC, Digits, DigitsTransformer, train_digits
-from benchmarks.tables import latest, spread
+from benchmarks.rows import latest, spread
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy, compare
 from dffg.graph.captured import Captured, capture

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
-from benchmarks.tables import latest
+from benchmarks.rows import latest
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.graph.captured import Captured, capture
 from dffg.quant.decide import decide, ranges_from

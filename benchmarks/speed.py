@@ -19,6 +19,7 @@ import torch
 from benchmarks import arena, records
 from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
+from benchmarks.rows import latest, unique
 from dffg.config import SynthesisConfig
 from dffg.graph.captured import Captured, capture
 from dffg.synthesis.baselines import chain_of
@@ -109,3 +110,25 @@ def _seconds_of_peer(benchmark: Benchmark) -> float:
             benchmark.name, COUNT, 0, TIMED_ITERATIONS, Path(folder) / "images.npz", threads=torch.get_num_threads()
         )
     return float(made["seconds_per_iteration"]) * arena.PEER_ITERATIONS
+
+
+def speed_table() -> str:
+    """Seconds for the same number of images with every generator's own number of passes, and how often ours fits in."""
+    results = latest(records.read(SUITE), ("network",))
+    names = unique([{"name": name} for record in results for name in record["seconds"]], "name")
+    lines = [f"| network | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for record in results:
+        cells = [_time(record, name) for name in names]
+        lines.append(f"| {record['network']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _time(record: dict[str, Any], name: str) -> str:
+    if name not in record["seconds"]:
+        return "-"
+    seconds = record["seconds"][name]
+    shown = f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
+    if name == OURS:
+        return shown
+    times = record["times_ours"][name]
+    return f"{shown} ({times:.{0 if times >= 10 else 1}f}x)"

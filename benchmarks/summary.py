@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from benchmarks import int8, lowbits, lowbits_tables, records
 from benchmarks.networks import REAL
-from benchmarks.tables import Records, headed, int8_results, latest, spread, unique
+from benchmarks.rows import Records, headed, latest, spread, unique
 
 _NOISE, _NONE = "normal noise", "-"
 
 
 def summary_table() -> str:
     """Drops at 8 bits by source, speed in ONNX Runtime, and drops at learned 4 bits; deviations are over seeds."""
-    eight = [r for r in int8_results() if r["ranges"] == "mse"]
+    eight = [r for r in int8.results() if r["ranges"] == "mse"]
     four = [r for r in lowbits_tables.results() if (r["bits"], r["method"]) == ("W4A4", lowbits.RECONSTRUCTION)]
     speed = {r["network"]: f"{r['speedup']:.1f}x" for r in latest(records.read("latency"), ("network", "batch"))}
     lines = [

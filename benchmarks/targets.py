@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmarks
-from benchmarks.tables import headed, latest
+from benchmarks.rows import headed, latest
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.errors import InputError
 from dffg.evaluation.metrics import agreement, compare

@@ -7,6 +7,7 @@ from benchmarks.diversity import Made, Meter, between_images, between_steps, fea
 
 from benchmarks import ablation, diversity, records
 from dffg.graph.captured import capture
+from tests.benchmarks.made_up import judged
 from tests.benchmarks.small import small_benchmark
 
 
@@ -114,3 +115,19 @@ def test_every_setting_is_measured_once(monkeypatch, tmp_path):
     assert found["real images"]["gradient_correlation"] is None
     assert -1 <= found["defaults"]["gradient_correlation"] <= 1
     assert all(math.isfinite(value) for value in found["defaults"]["kl"].values())
+
+
+NAMES = ("batch 4", "decay 0", "decay 1", "per image")
+
+
+def test_diversity_is_beside_real_images_and_predicts_by_rank(store):
+    def one(setting, value, kl):
+        return judged(setting, 0, kl, key="setting", **dict.fromkeys(diversity.FIGURES, value))
+
+    store["diversity"] = [one("real images", 2.0, 1.0), one("noise", 9.0, 99.0)] + [
+        one(name, float(index), math.exp(-index)) for index, name in enumerate(("defaults", *NAMES))
+    ]
+    found = {line.split("|")[2].strip(): line for line in diversity.diversity_table().splitlines()[2:]}
+    assert found[NAMES[0]].split("|")[4].strip() == "0.50"  # a spread of 1 beside 2 of real images
+    assert found[NAMES[0]].split("|")[-2].strip() == "0.37"
+    assert "-1.00 (p = 0.00, 5 settings)" in diversity.diversity_predicts_table()
