@@ -17,9 +17,9 @@ from typing import Any
 
 from benchmarks import cells, records
 from benchmarks.exchanged import BATCH, Exchanged, quantizer
-from benchmarks.networks import REAL, Benchmark, load_benchmarks
+from benchmarks.networks import OURS, REAL, Benchmark, load_benchmarks
 from benchmarks.peers import mct
-from dffg.config import SynthesisConfig
+from dffg.config import JOINT, SynthesisConfig
 from dffg.evaluation.data import Data
 from dffg.evaluation.metrics import compare
 from dffg.graph.captured import Captured
@@ -85,13 +85,13 @@ YARDSTICKS = tuple(_of(name) for name in (REAL, "noise", "uniform", "ones", "sig
 # Ours makes 4 passes for every image at its defaults, and about 2, 8 and 16 with these options; keeping only what a
 # chain ends with is 16 too, and of one step it keeps the noise that it starts from.
 FAST = (
-    _of("dffg"),
-    _of("dffg", batch_size=8, burn_in=8),
-    _of("dffg", steps=32, keep_every=2),
-    _of("dffg", steps=64, keep_every=4),
-    _of("dffg", burn_in=15),
-    _of("dffg", steps=1),
-    _of("dffg", variability="none"),
+    _of(OURS),
+    _of(OURS, batch_size=8, burn_in=8),
+    _of(OURS, steps=32, keep_every=2),
+    _of(OURS, steps=64, keep_every=4),
+    _of(OURS, burn_in=15),
+    _of(OURS, steps=1),
+    _of(OURS, variability="none"),
     *(_of(name) for name in ("i-fgsm", "mi-fgsm", "ni-fgsm", "vmi-fgsm", "di-fgsm")),
     _of("adam-snapshots"),
     _of("adam-snapshots", steps=64, keep_every=4),
@@ -116,14 +116,14 @@ LONG = (
     _of(PEER),
 )
 # More images and fewer, on small networks.
-COUNTED = tuple(_of(name, count=count) for name in (REAL, "noise", "dffg") for count in (16, 32, 128, 256))
+COUNTED = tuple(_of(name, count=count) for name in (REAL, "noise", OURS) for count in (16, 32, 128, 256))
 LARGEST_SMALL = 64
 SUITES = {
     "smoke": Suite(
         networks=("kws_dscnn", "cifar10_resnet20"),
         contestants=(
             *YARDSTICKS[:2],
-            _of("dffg"),
+            _of(OURS),
             _of("adam-snapshots"),
             *_budgets("zeroq", 16),
         ),
@@ -289,7 +289,7 @@ def passes_per_image(config: SynthesisConfig) -> float:
 
     A chain ends when there are images enough.
     """
-    if config.generator == "dgh":  # walks with the whole set in one chain
+    if config.generator in JOINT:
         return float(passes_per_chain(config))
     batches = math.ceil(config.count / config.batch_size)
     chains, further = divmod(batches - 1, snapshots_per_chain(config))

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks import arena, claims, records
 from benchmarks.claims import Summary, gain, verdict
-from benchmarks.networks import REAL
-from benchmarks.rows import Records, latest, spread, unique
+from benchmarks.networks import OURS, REAL
+from benchmarks.rows import Records, current, headed, spread, unique
 
 KEY = ("network", "label", "seed", "count")
 # At 4 bits with plain ranges the ImageNet networks and keyword spotting collapse with any data, and are judged at 6.
@@ -28,8 +28,7 @@ JUDGED = (
 ALSO_CLAIMED = tuple(
     (network, f"W8A6 {ranges}") for network in ("efficientnet_lite0", "mobilenet_v2") for ranges in arena.RANGES
 )
-OURS = "dffg"
-WITHOUT_VIEWS = "dffg variability none"
+WITHOUT_VIEWS = f"{OURS} variability none"
 # What ours promises to be much faster than, at their own number of passes.
 SLOW_RIVALS = ("zeroq", arena.PEER)
 # Budgets that are compared, in passes for every image, and how far from them still counts.
@@ -67,11 +66,10 @@ def all_cells() -> Records:
 
     What was measured with defaults that are no longer ours is not shown.
     """
-    stored = [record for record in records.read(arena.SUITE) if _is_current(record)]
-    counts = {record["network"]: 0 for record in stored}
-    for record in stored:
-        counts[record["network"]] = max(counts[record["network"]], record["count"])
-    return latest([record for record in stored if record["count"] == counts[record["network"]]], KEY)
+    stored = current(arena.SUITE, KEY, _settings)
+    networks = unique(stored, "network")
+    most = {network: max(cell["count"] for cell in stored if cell["network"] == network) for network in networks}
+    return [cell for cell in stored if cell["count"] == most[cell["network"]]]
 
 
 def judged() -> list[tuple[str, str]]:
@@ -81,9 +79,9 @@ def judged() -> list[tuple[str, str]]:
     return [*JUDGED, *((network, scored) for network in others for scored in JUDGED_ELSEWHERE)]
 
 
-def _is_current(record: dict[str, Any]) -> bool:
-    contestant = CONTESTANTS.get(record["label"])
-    return contestant is not None and record["config"] == arena.config_of(contestant, record["seed"])
+def _settings(row: dict[str, Any]) -> dict[str, Any] | None:
+    contestant = CONTESTANTS.get(row["label"])
+    return None if contestant is None else arena.config_of(contestant, row["seed"])
 
 
 def arena_table() -> str:
@@ -175,7 +173,7 @@ def arena_full_table() -> str:
             for scored in found[0]["scores"] if found else ():
                 scores = [cell["scores"][scored] for cell in found]
                 error = statistics.mean(score["standard_error"] for score in scores)
-                head = f"{network} ({scores[0]['float_top1']:.2f} %, {found[0]['count']})"
+                head = headed(network, {**found[0], **scores[0]})
                 drop, kl = spread(scores, "drop_points"), spread(scores, "kl_to_float", 1000)
                 lines.append(f"| {head} | {label} | {len(found)} | {scored} | {drop} | {error:.2f} | {kl} |")
     return "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 from benchmarks import records
 from benchmarks.networks import IMAGENET_MEAN, IMAGENET_STD
 from benchmarks.rows import latest
+from benchmarks.timing import medians
 
 SUITE = "command"
 COUNT = 64
@@ -81,10 +81,9 @@ def measure(network: str, limit: str | None, threads: int) -> dict[str, Any]:
 
 def describe(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of the seconds, and the largest peak."""
-    names = rounds[0]["seconds"]
     return {
         "rounds": [{"seconds": one["seconds"], "peak_bytes": one["peak_bytes"]} for one in rounds],
-        "seconds": {name: statistics.median(one["seconds"][name] for one in rounds) for name in names},
+        "seconds": medians([one["seconds"] for one in rounds]),
         "peak_bytes": max(one["peak_bytes"] for one in rounds),
         "environment": rounds[-1]["environment"],
     }

@@ -17,10 +17,9 @@ import torch
 
 from benchmarks import lowbits, records
 from benchmarks.cells import measure as measure_cells
-from benchmarks.int8 import OURS
 from benchmarks.lowbits import RECONSTRUCTION, Budget, Prepared, key, learn, synthesis
-from benchmarks.networks import REAL, load_benchmarks
-from benchmarks.rows import Records, headed, is_timed_beside_others, latest, mean_and_deviation, spread
+from benchmarks.networks import OURS, REAL, load_benchmarks
+from benchmarks.rows import Records, current, headed, is_timed_beside_others, mean_and_deviation, spread
 from dffg.machine.device import HOST
 from dffg.spec import Array
 from dffg.synthesis.synthesize import Progress, synthesize_set
@@ -101,12 +100,12 @@ def _summary(cell: dict[str, Any]) -> str:
 
 def results() -> Records:
     """The newest result of every cell with today's settings."""
-    stored = latest(records.read(SUITE), ("network", "source", "seed", "images", "steps", "device"))
-    return [record for record in stored if key(record) in {key(cell) for cell in _like(record)}]
+    return current(SUITE, ("network", "source", "seed", "images", "steps", "device"), _settings)
 
 
-def _like(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return cells(str(record["network"]), str(record["source"]), int(record["seed"]), [_budget(record)])
+def _settings(row: dict[str, Any]) -> Any:
+    (cell,) = cells(row["network"], row["source"], row["seed"], [_budget(row)])
+    return cell["config"]
 
 
 def effort_table() -> str:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import arena_tables, effort, mixed, records
-from benchmarks.networks import REAL
+from benchmarks.networks import OURS, REAL
 from benchmarks.rows import mean_and_deviation
 from benchmarks.step_tables import steps
 from dffg.machine.device import CPU
@@ -92,7 +92,7 @@ def _panel(
 def _curve_of(label: str) -> str | None:
     """The curve that a setting is a point of; None where it has no place in the plot."""
     generator, *options = label.split()
-    if set(options[::2]) <= BUDGET_OPTIONS and not label.endswith(_OFF_THE_CURVE) and generator in ("dffg", *RIVALS):
+    if set(options[::2]) <= BUDGET_OPTIONS and not label.endswith(_OFF_THE_CURVE) and generator in (OURS, *RIVALS):
         return generator
     return OTHERS_OF_OURS if arena_tables.is_ours(label) else None
 
@@ -145,7 +145,7 @@ def _cost_plot(shown: list[Panel], theme: str, cost: str) -> Figure:
             axes.set_ylabel("top-1, %")
     figure.supxlabel(cost, fontsize=10)
     drawn = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
-    handles = {handle.get_label(): handle for handle in sorted(drawn, key=lambda handle: handle.get_label() != "dffg")}
+    handles = {handle.get_label(): handle for handle in sorted(drawn, key=lambda handle: handle.get_label() != OURS)}
     figure.legend(
         list(handles.values()), [str(name) for name in handles], loc="outside upper center", ncols=6, frameon=False
     )
@@ -153,7 +153,7 @@ def _cost_plot(shown: list[Panel], theme: str, cost: str) -> Figure:
 
 
 def _style(name: str, colors: dict[str, str]) -> dict[str, Any]:
-    if name == "dffg":
+    if name == OURS:
         return {"color": colors["ours"], "marker": "o", "linewidth": 2.5, "markersize": 7, "zorder": 3}
     if name == OTHERS_OF_OURS:
         hollow = {"linestyle": "none", "markerfacecolor": "none", "markersize": 7}

@@ -6,8 +6,6 @@ import math
 import resource
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
 from benchmarks.rows import latest, unique
+from benchmarks.timing import in_fresh_process
 from dffg.config import SynthesisConfig
 from dffg.graph.captured import capture
 from dffg.machine.memory import reused_memory
@@ -27,8 +26,7 @@ def run_suite(networks: list[str], counts: list[int], threads: int) -> None:
     """Measure every count of images of every network, one after the other."""
     for network in networks:
         for count in counts:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-                measured = fresh.submit(measure, network, count, threads).result()
+            measured = in_fresh_process(measure, network, count, threads)
             records.append(SUITE, {"network": network, "count": count, "threads": threads, **measured})
             print(f"{network}, {count} images: {measured}", flush=True)
 

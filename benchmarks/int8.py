@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks import cells, records
-from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
-from benchmarks.rows import Records, headed, latest, spread, unique
+from benchmarks.networks import OURS, REAL, Benchmark, load_benchmarks, outputs_of
+from benchmarks.rows import Records, current, headed, latest, spread, unique
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import agreement, compare
 from dffg.export.onnx import write_quantized
@@ -31,7 +31,6 @@ from dffg.synthesis.synthesize import synthesize_set
 SUITE = "int8"
 COUNT = 64
 LAYERWISE_IMAGES = 32
-OURS = "dffg"
 
 Source = Callable[[Benchmark, Captured, int], Array]
 
@@ -151,8 +150,7 @@ def _beside_simulation(benchmark: Benchmark, quantized: Quantized, path: Path, a
 
 def results() -> Records:
     """The newest result of every cell; ours only where it was measured with today's settings."""
-    found = [r for r in records.read(SUITE) if r.get("config", {}) == config_of(r["source"], r["seed"])]
-    return latest(found, ("network", "source", "ranges", "seed"))
+    return current(SUITE, ("network", "source", "ranges", "seed"), lambda row: config_of(row["source"], row["seed"]))
 
 
 def int8_table() -> str:

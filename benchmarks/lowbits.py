@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks import records
 from benchmarks.cells import measure as measure_cells
-from benchmarks.int8 import LAYERWISE_IMAGES, OURS
-from benchmarks.networks import REAL, Benchmark, load_benchmarks, outputs_of
+from benchmarks.int8 import LAYERWISE_IMAGES
+from benchmarks.networks import OURS, REAL, Benchmark, load_benchmarks, outputs_of
 from dffg.config import FinetuneConfig, QuantizationConfig, ReconstructionConfig, SynthesisConfig
 from dffg.evaluation.metrics import compare
 from dffg.export.onnx import write_quantized

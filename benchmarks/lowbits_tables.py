@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
-from benchmarks import claims, lowbits, records
-from benchmarks.int8 import OURS
-from benchmarks.networks import REAL
-from benchmarks.rows import Records, headed, is_timed_beside_others, latest, spread, unique
+from benchmarks import claims, lowbits
+from benchmarks.networks import OURS, REAL
+from benchmarks.rows import Records, current, headed, is_timed_beside_others, spread, unique
 from dffg.machine.device import CPU
 
 _NONE = "-"
@@ -15,16 +15,14 @@ _NONE = "-"
 
 def results() -> Records:
     """The newest result of every cell with today's settings."""
-    stored = latest(records.read(lowbits.SUITE), ("network", "source", "seed", "bits", "method"))
-    return [record for record in stored if _is_current(record)]
+    return current(lowbits.SUITE, ("network", "source", "seed", "bits", "method"), _settings)
 
 
-def _is_current(record: dict[str, object]) -> bool:
-    names = [str(record[name]) for name in ("network", "source", "bits", "method")]
-    network, source, bits, method = names
-    seed = int(str(record["seed"]))
-    cells = lowbits.cells(network, source, seed, [bits], [method]) if network in lowbits.BUDGETS else []
-    return any(lowbits.key(cell) == lowbits.key(record) for cell in cells)
+def _settings(row: dict[str, Any]) -> dict[str, Any] | None:
+    if row["network"] not in lowbits.BUDGETS:
+        return None
+    cells = lowbits.cells(row["network"], row["source"], row["seed"], [row["bits"]], [row["method"]])
+    return cells[0]["config"] if cells else None
 
 
 def lowbits_table() -> str:

@@ -18,7 +18,7 @@ from benchmarks import records
 from benchmarks.cells import measure as measure_cells
 from benchmarks.lowbits import Prepared
 from benchmarks.networks import load_benchmarks
-from benchmarks.rows import Records, headed, latest, mean_and_deviation, spread, unique
+from benchmarks.rows import Records, current, headed, mean_and_deviation, spread, unique
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.machine.device import HOST
 from dffg.machine.distributed import Workers
@@ -37,6 +37,8 @@ UNIFORM, MIXED = "uniform", "mixed"
 # Shares of the bytes of W8A8; W4A8 of all layers is 0.5.
 SIZES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.75)
 UNIFORM_BITS = ("W8A8", "W4A8")
+# Names of all widths and budgets, with what kind they are.
+KINDS = {**dict.fromkeys(UNIFORM_BITS, UNIFORM), **dict.fromkeys((f"{size:g}x" for size in SIZES), MIXED)}
 _OPTIONS: dict[str, Any] = {"weight_rounding": "squant", "bias_correction": "analytic", "equalize": "none"}
 
 
@@ -56,8 +58,8 @@ def _measured(prepared: Prepared, wanted: list[dict[str, Any]]) -> Iterator[dict
     captured = prepared.captured
     made = synthesize_set(captured, SynthesisConfig(count=IMAGES, seed=wanted[0]["seed"]))
     images = torch.split(torch.from_numpy(made.inputs), 16)
-    seen = look(captured, images, _uniform("W8A8"))
-    problem = pose(seen, with_known_range(_mixed(SIZES[0])))
+    seen = look(captured, images, _quantization("W8A8"))
+    problem = pose(seen, with_known_range(_quantization(f"{SIZES[0]:g}x")))
     for cell in wanted:
         quantized = insert(seen.float_module, _settled(cell, seen, problem))
         yield {**cell, **prepared.measure(quantized)}
@@ -69,15 +71,14 @@ def _summary(row: dict[str, Any]) -> str:
 
 def cells(network: str, seed: int) -> list[dict[str, Any]]:
     """Every budget, and the uniform widths, with the configuration of what makes them."""
-    common = {"network": network, "seed": seed}
-    synthesis = asdict(SynthesisConfig(count=IMAGES, seed=seed))
     return [
-        {**common, "kind": UNIFORM, "at": bits, "config": {"synthesis": synthesis, **asdict(_uniform(bits))}}
-        for bits in UNIFORM_BITS
-    ] + [
-        {**common, "kind": MIXED, "at": f"{size:g}x", "config": {"synthesis": synthesis, **asdict(_mixed(size))}}
-        for size in SIZES
+        {"network": network, "seed": seed, "kind": kind, "at": at, "config": _config_of(at, seed)}
+        for at, kind in KINDS.items()
     ]
+
+
+def _config_of(at: str, seed: int) -> dict[str, Any]:
+    return {"synthesis": asdict(SynthesisConfig(count=IMAGES, seed=seed)), **asdict(_quantization(at))}
 
 
 def key(record: dict[str, Any]) -> str:
@@ -85,31 +86,27 @@ def key(record: dict[str, Any]) -> str:
     return repr([record[name] for name in ("network", "seed", "kind", "at", "config")])
 
 
-def _uniform(bits: str) -> QuantizationConfig:
-    return QuantizationConfig(bits=bits, **_OPTIONS)
-
-
-def _mixed(size: float) -> QuantizationConfig:
-    return QuantizationConfig(bits="mixed", budget=f"size={size:g}x", **_OPTIONS)
+def _quantization(at: str) -> QuantizationConfig:
+    if KINDS[at] == UNIFORM:
+        return QuantizationConfig(bits=at, **_OPTIONS)
+    return QuantizationConfig(bits="mixed", budget=f"size={at}", **_OPTIONS)
 
 
 def _settled(cell: dict[str, Any], seen: Seen, problem: Problem) -> Parameters:
+    config = with_known_range(_quantization(cell["at"]))
     if cell["kind"] == UNIFORM:
-        config = with_known_range(_uniform(cell["at"]))
         return settle(seen, uniform_widths(seen.float_module, seen.placement, config), config)
-    size = float(cell["at"].removesuffix("x"))
-    chosen, config = allocate(problem, size), with_known_range(_mixed(size))
+    chosen = allocate(problem, float(cell["at"].removesuffix("x")))
     return settle(seen, complete_widths(chosen.widths, seen, config), config)
 
 
 def results() -> Records:
     """The newest result of every cell with today's settings."""
-    stored = latest(records.read(SUITE), ("network", "seed", "kind", "at"))
-    return [
-        record
-        for record in stored
-        if key(record) in {key(cell) for cell in cells(str(record["network"]), int(record["seed"]))}
-    ]
+    return current(SUITE, ("network", "seed", "kind", "at"), _settings)
+
+
+def _settings(row: dict[str, Any]) -> dict[str, Any] | None:
+    return _config_of(row["at"], row["seed"]) if row["at"] in KINDS else None
 
 
 def mixed_table() -> str:
@@ -120,7 +117,7 @@ def mixed_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for network in unique(found, "network"):
-        groups = {name: [r for r in found if (r["network"], r["at"]) == (network, name)] for name in _names()}
+        groups = {name: [r for r in found if (r["network"], r["at"]) == (network, name)] for name in KINDS}
         for name, group in sorted(groups.items(), key=lambda entry: -_megabytes(entry[1])):
             if group:
                 head = headed(network, group[0])
@@ -131,10 +128,6 @@ def mixed_table() -> str:
                     f"| {error:.2f} | {spread(group, 'kl_to_float')} |"
                 )
     return "\n".join(lines)
-
-
-def _names() -> list[str]:
-    return [*UNIFORM_BITS, *(f"{size:g}x" for size in SIZES)]
 
 
 def _megabytes(group: Records) -> float:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dffg.config.synthesis import DFFG
 from dffg.errors import DffgError, InputError
 from dffg.evaluation.data import Data, load_data
 from dffg.models.load import load_model
 from dffg.models.weights import load_weights
 from dffg.spec import Array, ImageSpec
 
-REAL = "real images"
+# Where calibration images come from: the library's own generator, and data that a user would not have.
+OURS, REAL = DFFG, "real images"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KWS_CALIBRATION_EXAMPLES = 100
 HUB_CALIBRATION_EXAMPLES = 1024

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.digits import SPEC, Digits, DigitsTransformer, train_digits
+from benchmarks.networks import OURS, REAL
 from benchmarks.rows import latest, spread
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.evaluation.metrics import Accuracy, compare
@@ -17,7 +18,7 @@ from dffg.quant.decide import simulate
 from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "patches"
-SOURCES = {"patches": "dffg", "real images": None, "uniform pixels": "uniform", "normal noise": "noise"}
+SOURCES = {"patches": OURS, REAL: None, "uniform pixels": "uniform", "normal noise": "noise"}
 _IMAGES, _BATCH = 64, 16
 
 

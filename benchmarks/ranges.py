@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ import torch
 from benchmarks import records
 from benchmarks.networks import load_benchmarks
 from benchmarks.rows import latest
+from benchmarks.timing import in_fresh_process, medians, ratios
 from dffg.config import QuantizationConfig, SynthesisConfig
 from dffg.graph.captured import Captured, capture
 from dffg.quant.decide import decide, ranges_from
@@ -27,8 +25,7 @@ GOAL = 0.1
 def run_suite(networks: list[str], threads: int, rounds: int) -> None:
     """Measure every network in a process of its own."""
     for network in networks:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            measured = fresh.submit(measure, network, threads, rounds).result()
+        measured = in_fresh_process(measure, network, threads, rounds)
         records.append(SUITE, {"network": network, "images": COUNT, "threads": threads, **measured})
         print(records.read(SUITE)[-1], flush=True)
 
@@ -59,11 +56,7 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def describe(rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Medians over the rounds; shares are medians of the shares within a round."""
-    return {
-        "rounds": rounds,
-        "seconds": {name: statistics.median(one[name] for one in rounds) for name in rounds[0]},
-        "of_synthesis": {name: statistics.median(one[name] / one["synthesis"] for one in rounds) for name in rounds[0]},
-    }
+    return {"rounds": rounds, "seconds": medians(rounds), "of_synthesis": ratios(rounds, "synthesis")}
 
 
 def ranges_table() -> str:

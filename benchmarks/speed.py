@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from benchmarks import arena, records
-from benchmarks.networks import Benchmark, load_benchmarks
+from benchmarks.networks import OURS, Benchmark, load_benchmarks
 from benchmarks.peers import mct
 from benchmarks.rows import latest, unique
-from dffg.config import SynthesisConfig
+from benchmarks.timing import medians, ratios
+from dffg.config import JOINT, SynthesisConfig
 from dffg.graph.captured import Captured, capture
 from dffg.synthesis.baselines import chain_of
 from dffg.synthesis.synthesize import synthesize_set
@@ -28,7 +29,6 @@ from dffg.synthesis.synthesize import synthesize_set
 SUITE = "speed"
 COUNT = arena.COUNT
 TIMED_ITERATIONS = 10
-OURS = "dffg"
 # With batches that divide the number of images, so that none are wasted; genie's own 128 large pictures do not fit into
 # 24 GiB either.
 RIVALS: dict[str, dict[str, Any]] = {
@@ -53,18 +53,17 @@ def run_suite(networks: list[str], rounds: int) -> None:
 
 def describe(network: str, taken: list[dict[str, float]]) -> dict[str, Any]:
     """What is stored of some rounds, each with the seconds that every generator needs for `COUNT` images."""
-    names = taken[0].keys()
-    seconds = {name: statistics.median(one[name] for one in taken) for name in names}
-    passes = {name: _passes_per_image(name) for name in names}
+    seconds = medians(taken)
+    passes = {name: _passes_per_image(name) for name in seconds}
     return {
         "network": network,
         "images": COUNT,
         "timed_iterations": TIMED_ITERATIONS,
         "rounds": taken,
         "seconds": seconds,
-        "times_ours": {name: statistics.median(one[name] / one[OURS] for one in taken) for name in names},
+        "times_ours": ratios(taken, OURS),
         "passes_per_image": passes,
-        "seconds_per_pass": {name: seconds[name] / (passes[name] * COUNT) for name in names},
+        "seconds_per_pass": {name: seconds[name] / (passes[name] * COUNT) for name in seconds},
     }
 
 
@@ -100,7 +99,7 @@ def _extrapolated_seconds(captured: Captured, name: str) -> float:
     visits = itertools.islice(chain_of(captured, config)(0), TIMED_ITERATIONS + 1)
     times = [time.perf_counter() for _ in visits]
     each = statistics.median(after - before for before, after in itertools.pairwise(times))
-    images = COUNT if name == "dgh" else config.batch_size  # dgh looks at the whole set in every iteration
+    images = COUNT if name in JOINT else config.batch_size  # of one iteration
     return each / images * _passes_per_image(name) * COUNT
 
 

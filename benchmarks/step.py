@@ -12,7 +12,6 @@ On CUDA all but the last two are recorded once and replayed, as synthesis is.
 from __future__ import annotations
 
 import itertools
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import records
 from benchmarks.networks import Benchmark, load_benchmarks
 from benchmarks.peers import mct
+from benchmarks.timing import medians, ratios
 from benchmarks.variants import sampled_statistics
 from dffg.config import SynthesisConfig
 from dffg.graph.captured import Captured, capture
@@ -114,12 +114,7 @@ def _again(part: Part) -> float:
 
 def describe(taken: list[dict[str, float]]) -> dict[str, Any]:
     """Medians over the rounds; ratios are medians of the ratios within a round."""
-    names = taken[0].keys()
-    return {
-        "rounds": taken,
-        "seconds": {name: statistics.median(one[name] for one in taken) for name in names},
-        "times_floor": {name: statistics.median(one[name] / one[FLOOR] for one in taken) for name in names},
-    }
+    return {"rounds": taken, "seconds": medians(taken), "times_floor": ratios(taken, FLOOR)}
 
 
 def _parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import int8, lowbits, lowbits_tables, records
-from benchmarks.networks import REAL
+from benchmarks.networks import OURS, REAL
 from benchmarks.rows import Records, headed, latest, spread, unique
 
 _NOISE, _NONE = "normal noise", "-"
@@ -22,9 +22,9 @@ def summary_table() -> str:
     for network in unique(eight + four, "network"):
         here = [r for r in eight + four if r["network"] == network]
         drops = [
-            *(_drop(eight, network, source) for source in (int8.OURS, REAL, _NOISE)),
+            *(_drop(eight, network, source) for source in (OURS, REAL, _NOISE)),
             speed.get(network, _NONE),
-            *(_drop(four, network, source) for source in (int8.OURS, REAL)),
+            *(_drop(four, network, source) for source in (OURS, REAL)),
         ]
         lines.append(f"| {headed(network, here[0])} | {' | '.join(drops)} |")
     return "\n".join(lines)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.int8 import OURS
 from benchmarks.lowbits import Budget
-from benchmarks.networks import REAL
+from benchmarks.networks import OURS, REAL
 
 from benchmarks import effort, figures, records
 from tests.benchmarks.small import small_benchmark
