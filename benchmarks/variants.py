@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from dffg.machine.device import channels_last
 from dffg.spec import ImageSpec
 from dffg.synthesis.baselines.dgh import smooth
 from dffg.synthesis.chain import Method
-from dffg.synthesis.objective import Objective, distance
+from dffg.synthesis.objective import Objective, distance, squares
 from dffg.synthesis.probe import LayerStatistics, Probe, moments, passed_with_moments
 from dffg.synthesis.starts import start_from_noise
 from dffg.synthesis.statistics import batch_norm_inputs, batch_norm_statistics_loss
@@ -32,8 +33,7 @@ def with_parts(**parts: Callable[[Captured, SynthesisConfig], Any]) -> Replace:
     """Replace parts of a method by others made for the network and configuration at hand."""
 
     def apply(method: Method, captured: Captured, config: SynthesisConfig) -> Method:
-        whole = {name: getattr(method, name) for name in ("objective", "vary", "step", "start")}
-        return Method(**{**whole, **{name: make(captured, config) for name, make in parts.items()}})
+        return replace(method, **{name: make(captured, config) for name, make in parts.items()})
 
     return apply
 
@@ -60,8 +60,7 @@ def with_loss(of_layers: Callable[[list[LayerStatistics]], Tensor]) -> Replace:
 
 def by_channels(layers: list[LayerStatistics]) -> Tensor:
     """Every channel of the network weighs the same, so that wide layers weigh more."""
-    terms = torch.cat([layer.mean_error.square() + (layer.std_ratio - 1).square() for layer in layers])
-    return terms.mean()
+    return torch.cat([squares(layer) for layer in layers]).mean()
 
 
 def raw_units(layers: list[LayerStatistics]) -> Tensor:
@@ -282,4 +281,4 @@ def earlier_image(method: Method, captured: Captured, config: SynthesisConfig) -
         last[:] = [images]
         return images, velocity
 
-    return Method(objective=method.objective, vary=method.vary, step=step, start=start)
+    return replace(method, step=step, start=start)
