@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, Scheme, SynthesisConfig
+    from dffg.config import ArrayConfig, LearningConfig, QuantizationConfig, SynthesisConfig
     from dffg.errors import DffgError
     from dffg.evaluation.data import load_data
     from dffg.graph.captured import Captured, capture
@@ -32,7 +32,6 @@ __all__ = [
     "LearningConfig",
     "QuantizationConfig",
     "Result",
-    "Scheme",
     "SynthesisConfig",
     "SyntheticSet",
     "capture",
@@ -49,7 +48,7 @@ __all__ = [
 
 _HOMES = {
     "graph.captured": ("Captured", "capture"),
-    "config": ("ArrayConfig", "LearningConfig", "QuantizationConfig", "Scheme", "SynthesisConfig"),
+    "config": ("ArrayConfig", "LearningConfig", "QuantizationConfig", "SynthesisConfig"),
     "machine.distributed": ("ray_workers",),
     "errors": ("DffgError",),
     "evaluation.data": ("load_data",),

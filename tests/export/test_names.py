@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dffg.export.names import make_unique
+from dffg.export.names import make_unique_
 from dffg.export.onnx import write_float, write_quantized
 from dffg.export.runtimes import runtime_of
 from dffg.export.verification import match_simulation
@@ -80,5 +80,5 @@ def test_a_number_behind_a_name_makes_no_other_name_twice() -> None:
     for node, name in zip(nodes, ["a", "a", "a_1", "a", "b"]):
         node.outputs[0].name = name
     graph = onnx_ir.Graph(nodes[0].inputs, [nodes[4].outputs[0]], nodes=nodes)
-    make_unique(graph, first=[nodes[3].outputs[0]])
+    make_unique_(graph, first=[nodes[3].outputs[0]])
     assert [node.outputs[0].name for node in nodes] == ["a_2", "a_3", "a_1", "a", "b"]

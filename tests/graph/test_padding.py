@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dffg.graph.captured import capture
 from dffg.graph.fold import fold_batch_norms
 from dffg.graph.nodes import aten, calls
-from dffg.graph.padding import absorb_padding
+from dffg.graph.padding import absorb_padding_
 from dffg.spec import ImageSpec
 from tests.networks import inputs, randomize
 
@@ -33,7 +33,7 @@ def rewritten(model, shape=(3, 9, 10)):
     """The folded graph, the same with padding absorbed, and how many paddings are left."""
     captured = capture(randomize(model), spec=ImageSpec(shape=shape))
     plain, changed = fold_batch_norms(captured), fold_batch_norms(captured)
-    absorb_padding(changed)
+    absorb_padding_(changed)
     return plain, changed, sum(calls(node, aten.pad.default) for node in changed.graph.nodes)
 
 

@@ -11,7 +11,7 @@ from dffg.graph.captured import capture
 from dffg.graph.fold import fold_batch_norms
 from dffg.graph.nodes import copy_module
 from dffg.spec import ImageSpec
-from dffg.synthesis.clipping import clipped, own_clips
+from dffg.synthesis.clipping import clipped, own_clips_
 from tests.networks import inputs, randomize
 
 
@@ -43,7 +43,7 @@ def gradient_of(module, images):
 def test_a_network_with_own_clips_has_the_same_answer_and_gradient(layout):
     plain = fold_batch_norms(capture(randomize(Mixed()), spec=ImageSpec(shape=(3, 9, 8))))
     own = copy_module(plain)
-    own_clips(own)
+    own_clips_(own)
     assert [node.args[3] for node in own.graph.nodes if node.target is clipped] == [True, False, True, True, False]
     images = (3 * inputs((3, 9, 8))).contiguous(memory_format=layout)
     for found, expected in zip(gradient_of(own, images), gradient_of(plain, images)):

@@ -17,7 +17,7 @@ _AMOUNT = r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})"
 
 def require_width(bits: int, of: str = "") -> None:
     """Raise InputError for a width that no file of ours has."""
-    require(2 <= bits <= 8, f"{of}{bits} bits are not supported; choose widths from 2 to 8, for example W8A8.")
+    require(2 <= bits <= 8, f"{of}{bits} bits are not supported; choose a width from 2 to 8.")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from itertools import count
 import onnx_ir
 
 
-def make_unique(graph: onnx_ir.Graph, first: Iterable[onnx_ir.Value] = ()) -> None:
+def make_unique_(graph: onnx_ir.Graph, first: Iterable[onnx_ir.Value] = ()) -> None:
     """Give every value whose name is taken one of its own: the name with a number behind it.
 
     Networks may return something under the name of an input, or of one of their own operators. Names are kept by what

@@ -19,8 +19,8 @@ from torch import fx
 from torch.export import Dim
 
 from dffg.errors import ExportError, first_line
-from dffg.export.names import make_unique
-from dffg.export.packing import pack_weights
+from dffg.export.names import make_unique_
+from dffg.export.packing import pack_weights_
 from dffg.graph.ends import examples, input_names, output_names, split_ends
 from dffg.handover import INPUT_NAME
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
@@ -50,7 +50,7 @@ def write_quantized(quantized: Quantized, spec: ImageSpec, path: Path) -> None:
     for value, tensor in zip(levels, quantized.tensors, strict=True):
         value.name = quantized_value_name(tensor.name)
     _keep_transposed_convolutions(model)
-    pack_weights(model, {weight_name(layer.node): layer.weight_bits for layer in quantized.layers})
+    pack_weights_(model, {weight_name(layer.node): layer.weight_bits for layer in quantized.layers})
     _save(model, spec, path, kept_names=levels)
 
 
@@ -118,7 +118,7 @@ def _translate(module: fx.GraphModule, spec: ImageSpec) -> onnx_ir.Model:
 
 
 def _save(model: onnx_ir.Model, spec: ImageSpec, path: Path, *, kept_names: Sequence[onnx_ir.Value] = ()) -> None:
-    make_unique(model.graph, first=kept_names)
+    make_unique_(model.graph, first=kept_names)
     model.metadata_props[METADATA_KEY] = spec.to_json()
     model.producer_name, model.producer_version = "dffg", None
     _strip(model)

@@ -15,7 +15,7 @@ _PACKED = {2: (onnx_ir.DataType.INT2, ml_dtypes.int2), 4: (onnx_ir.DataType.INT4
 MOST_PACKED_BITS = max(_PACKED)
 
 
-def pack_weights(model: onnx_ir.Model, bits: Mapping[str, int]) -> None:
+def pack_weights_(model: onnx_ir.Model, bits: Mapping[str, int]) -> None:
     """Replace int8 initializers by INT4, or INT2, and a Cast back to int8, in place. bits: width by initializer.
 
     With the Cast in between, ONNX Runtime computes it once when it loads the file and then finds its int8 kernels;

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from dffg.errors import CaptureError
 from dffg.graph.ends import join_inputs, join_outputs
-from dffg.graph.nodes import CONVOLUTIONS, argument, aten, calls, fold_constants
+from dffg.graph.nodes import CONVOLUTIONS, argument, aten, calls, fold_constants_
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 _IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
@@ -37,7 +37,7 @@ def functional_module(program: ExportedProgram, input_names: Sequence[str] = ())
     _merge_equal(graph)
     graph.eliminate_dead_code()
     module = fx.GraphModule(source, graph)
-    fold_constants(module)
+    fold_constants_(module)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module

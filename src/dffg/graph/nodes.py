@@ -148,7 +148,7 @@ def add_tensor(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
         return module.graph.get_attr(name)
 
 
-def fold_constants(module: fx.GraphModule) -> None:
+def fold_constants_(module: fx.GraphModule) -> None:
     """Compute in place what depends on stored tensors alone, such as a weight that is transposed before its use.
 
     The result is stored beside the first of these tensors, so that layers keep their names.

@@ -10,7 +10,7 @@ from torch.nn import functional
 from dffg.graph.nodes import add_tensor, argument, aten, calls, is_depthwise, is_stored, pads_with_zeros, weight_of
 
 
-def absorb_padding(module: fx.GraphModule) -> None:
+def absorb_padding_(module: fx.GraphModule) -> None:
     """Rewrite `conv(pad(x))` as one convolution, in place, where the convolution is depthwise and pads nothing itself.
 
     TensorFlow puts more zeros behind a map than before it, `before` < `after`. A convolution puts `after` on both

@@ -15,7 +15,7 @@ from dffg.config import QuantizationConfig
 from dffg.errors import InputError
 from dffg.graph.ends import INPUT
 from dffg.graph.nodes import Tap, calls, copy_module
-from dffg.graph.padding import absorb_padding
+from dffg.graph.padding import absorb_padding_
 from dffg.machine.device import channels_last, has_fast_bfloat16, in_bfloat16
 from dffg.quant.affine import QParams, activation_qparams, signed_qparams
 from dffg.quant.moments import Moments
@@ -99,7 +99,7 @@ def observe(
     """
     histograms = {name: Histogram() for name in names}
     module = copy_module(module)
-    absorb_padding(module)
+    absorb_padding_(module)
 
     def visit(name: str, value: Any) -> Any:
         if name in histograms:

@@ -16,7 +16,7 @@ _RELUS = {aten.relu.default: (0.0, math.inf), aten.relu6.default: (0.0, 6.0)}
 _CLIPS = (*_RELUS, aten.hardtanh.default)
 
 
-def own_clips(module: fx.GraphModule) -> None:
+def own_clips_(module: fx.GraphModule) -> None:
     """Call `clipped` in place of every clip, in the graph; its gradient is written in place where it `owns_gradient`.
 
     Memory that is not written for the first time is half of the traffic of this operation, which does next to no

@@ -25,8 +25,8 @@ from torch.autograd.function import once_differentiable
 from dffg.graph.captured import Captured
 from dffg.graph.fold import FoldRecord, fold_with_records
 from dffg.graph.nodes import with_output
-from dffg.graph.padding import absorb_padding
-from dffg.synthesis.clipping import own_clips, owns_gradient
+from dffg.graph.padding import absorb_padding_
+from dffg.synthesis.clipping import own_clips_, owns_gradient
 from dffg.synthesis.statistics import live_channels
 
 
@@ -67,8 +67,8 @@ class Probe:
         answer = next(node for node in module.graph.nodes if node.op == "output").args[0]
         if change is not None:
             change(module)
-        absorb_padding(module)
-        own_clips(module)
+        absorb_padding_(module)
+        own_clips_(module)
         measured = watch(module, [record.node for record in records])
         self._network = with_output(module, measured)
         self._whole = with_output(module, [*measured, answer])

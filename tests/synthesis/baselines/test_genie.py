@@ -85,7 +85,7 @@ def test_an_axis_of_one_does_not_swing():
 def test_only_strided_convolutions_swing_and_every_pass_anew():
     network, batch = known("conv"), images()
     generator = torch.Generator().manual_seed(0)
-    swinging = Probe(network, change=lambda module: genie.swing_strided(module, generator))
+    swinging = Probe(network, change=lambda module: genie.swing_strided_(module, generator))
     plain = Probe(network)(batch)
     passes = [swinging(batch) for _ in range(30)]
     assert all(torch.equal(layers[0].mean_error, plain[0].mean_error) for layers in passes)
@@ -97,7 +97,7 @@ def test_only_strided_convolutions_swing_and_every_pass_anew():
 
 def test_networks_without_strides_are_left_alone():
     network, batch = known("residual"), images()
-    swinging = Probe(network, change=lambda module: genie.swing_strided(module, torch.Generator()))
+    swinging = Probe(network, change=lambda module: genie.swing_strided_(module, torch.Generator()))
     assert all(
         torch.equal(left.mean_error, right.mean_error)
         for left, right in zip(swinging(batch), Probe(network)(batch), strict=True)

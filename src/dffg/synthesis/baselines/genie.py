@@ -45,7 +45,7 @@ def run_chain(captured: Captured, config: SynthesisConfig, chain: int) -> Iterat
     if config.batch_size < 2:
         raise InputError("batch_size is 1; genie's generator normalizes over the batch, choose at least 2.")
     generator = chain_generator(config.seed, chain)
-    probe = Probe(captured, change=lambda module: swing_strided(module, generator))
+    probe = Probe(captured, change=lambda module: swing_strided_(module, generator))
     maker = Maker(captured.spec.shape, generator).to(captured.device)
     latents = torch.randn(config.batch_size, LATENTS, generator=generator).to(captured.device).requires_grad_(True)
     optimizers = [torch.optim.Adam([latents], lr=LATENT_RATE), torch.optim.Adam(maker.parameters(), lr=GENERATOR_RATE)]
@@ -118,18 +118,18 @@ def double(x: Tensor) -> Tensor:
 def convolution(channels: int, out_channels: int, generator: torch.Generator) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size."""
     layer: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, channels, out_channels, 3, padding=1)
-    draw_weights(layer, generator)
+    draw_weights_(layer, generator)
     return layer
 
 
 def linear(features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
     """A fully connected layer."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, features, out_features)
-    draw_weights(layer, generator)
+    draw_weights_(layer, generator)
     return layer
 
 
-def draw_weights(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> None:
+def draw_weights_(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> None:
     """Fill in place with what torch draws for a new layer, U(-1, 1) / sqrt(fan in), from a generator of ours."""
     bound = layer.weight[0].numel() ** -0.5
     with torch.no_grad():
@@ -151,7 +151,7 @@ def swing(x: Tensor, generator: torch.Generator) -> Tensor:
     return x
 
 
-def swing_strided(module: fx.GraphModule, generator: torch.Generator) -> None:
+def swing_strided_(module: fx.GraphModule, generator: torch.Generator) -> None:
     """Put `swing` before every strided convolution of a graph, in place; every call of it draws anew."""
 
     def drawn_swing(x: Tensor) -> Tensor:
