@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from benchmarks.networks import Benchmark
+from torch import nn
 
 from dffg.evaluation.data import Data
 from dffg.spec import ImageSpec
@@ -13,8 +14,13 @@ from tests.networks import randomize, small_conv
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
 
 
+def network() -> nn.Module:
+    """By the name that the command line takes."""
+    return randomize(small_conv())
+
+
 def small_benchmark(name: str = "small", examples: int = 40) -> Benchmark:
-    model = randomize(small_conv())
+    model = network()
     pixels = np.random.default_rng(0).integers(0, 256, (examples + 80, *SPEC.shape), dtype=np.uint8)
     with torch.no_grad():
         answers = model(torch.from_numpy(SPEC.from_uint8(pixels)))

@@ -20,7 +20,10 @@ SUITE = Suite(networks=("small",), contestants=CONTESTANTS, seeds=(0, 1), exampl
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
+    """Of few widths: every one is another file to write, which takes a second."""
     monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(arena, "BITS", ("W6A6",))
+    monkeypatch.setattr(arena, "HARD_BITS", ("W6A6",))
     return lambda: records.read(arena.SUITE)
 
 
@@ -40,7 +43,9 @@ def test_every_cell_is_measured_once_and_a_stopped_run_goes_on(results):
     assert results() == cells
 
 
-def test_a_cell_holds_what_is_needed_to_judge_it(results):
+def test_a_cell_holds_what_is_needed_to_judge_it(results, monkeypatch):
+    monkeypatch.setattr(arena, "BITS", ("W8A8", "W6A6", "W4A4"))
+    monkeypatch.setattr(arena, "HARD_BITS", ("W6A6", "W4A4"))
     arena.run_suite(narrowed(SUITE, [], ["dffg steps 4", "sigma-noise"], [1]), load)
     ours, sigma = results()
     assert (ours["network"], ours["generator"], ours["label"], ours["count"]) == ("small", "dffg", "dffg steps 4", 30)

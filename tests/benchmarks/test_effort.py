@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.lowbits import Budget
@@ -14,13 +16,18 @@ from tests.benchmarks.small import small_benchmark
 BUDGETS = [Budget(images=64, steps=4, tuning_steps=0), Budget(images=128, steps=16, tuning_steps=0)]
 
 
-def test_every_budget_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(records, "RESULTS", tmp_path)
-    monkeypatch.setattr(effort, "load_benchmarks", lambda names: iter([small_benchmark()]))
-    assert figures.is_empty("effort")
-    effort.run_suite(["small"], [0], [OURS, REAL], BUDGETS)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "RESULTS", tmp_path_factory.mktemp("results"))
+        patch.setattr(effort, "load_benchmarks", lambda names: iter([small_benchmark()]))
+        assert figures.is_empty("effort")
+        effort.run_suite(["small"], [0], [OURS, REAL], BUDGETS)
+        yield records.read(effort.SUITE)
+
+
+def test_every_budget_is_measured_once_and_shown(measured: list[dict[str, Any]]) -> None:
     assert not figures.is_empty("effort")
-    measured = records.read(effort.SUITE)
     assert [(cell["source"], cell["images"], cell["steps"]) for cell in measured] == [
         *((OURS, 64, 4), (OURS, 128, 16)),
         *((REAL, 64, 4), (REAL, 128, 16)),
@@ -48,11 +55,11 @@ def test_every_budget_is_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch
     assert not figures.is_current("effort", drawn)
 
 
-def test_images_of_a_small_budget_are_the_first_of_a_large_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(effort, "load_benchmarks", lambda names: iter([small_benchmark()]))
-    found = []
-    for name, budgets in (("alone", BUDGETS[:1]), ("with", BUDGETS)):
-        monkeypatch.setattr(records, "RESULTS", tmp_path / name)
-        effort.run_suite(["small"], [0], [OURS], budgets)
-        found.append(records.read(effort.SUITE)[0])
-    assert found[0]["kl_to_float"] == found[1]["kl_to_float"]
+def test_images_of_a_small_budget_are_the_first_of_a_large_one(
+    measured: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    effort.run_suite(["small"], [0], [OURS], BUDGETS[:1])
+    (alone,) = records.read(effort.SUITE)
+    assert (alone["source"], alone["images"]) == (measured[0]["source"], measured[0]["images"])
+    assert alone["kl_to_float"] == measured[0]["kl_to_float"]
