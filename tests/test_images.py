@@ -10,7 +10,7 @@ from PIL import Image
 
 from dffg.config import SynthesisConfig
 from dffg.errors import InputError, OutputError
-from dffg.images import SnapshotRecord, SyntheticSet, concatenate
+from dffg.images import SnapshotRecord, SyntheticSet, concatenate, pictures_in
 from dffg.spec import ImageSpec, parse_bounds, parse_numbers, parse_shape
 
 IMAGENET = ImageSpec(shape=(3, 4, 6), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -199,6 +199,34 @@ def test_a_folder_of_pictures_holds_the_pixels(tmp_path, channels):
         with Image.open(file) as opened:
             picture = np.asarray(opened).reshape(4, 6, channels)
         assert (picture == np.rint(inputs * 255).transpose(1, 2, 0)).all()
+
+
+def test_the_pictures_of_a_folder_are_those_in_its_list(tmp_path):
+    assert pictures_in(tmp_path / "nowhere") == frozenset()
+    make_set().save(tmp_path)
+    (tmp_path / "00003.png").write_bytes(b"another's")
+    assert pictures_in(tmp_path) == {"00000.png", "00001.png", "00002.png"}
+    (tmp_path / "00001.png").unlink()
+    assert pictures_in(tmp_path) == {"00000.png", "00002.png"}
+
+
+HOSTILE = ["../00000.png", "/etc/00000.png", "notes.txt", "deep/00000.png", ".", "..", "", "00004.png", "00005.png\0"]
+
+
+def test_a_hostile_list_names_only_pictures_of_ours(tmp_path):
+    folder = tmp_path / "folder"
+    make_set().save(folder)
+    (folder / "deep").mkdir()
+    (folder / "00004.png").mkdir()
+    for place in (tmp_path / "00000.png", folder / "notes.txt", folder / "deep" / "00000.png"):
+        place.write_text("another's")
+    (folder / "list.txt").write_text("\n".join([*HOSTILE, "00002.png"]))
+    assert pictures_in(folder) == {"00002.png"}
+    (folder / "list.txt").write_bytes(b"00002.png\n\xff\xfe")
+    assert pictures_in(folder) == frozenset()
+    (folder / "list.txt").unlink()
+    (folder / "list.txt").mkdir()
+    assert pictures_in(folder) == frozenset()
 
 
 @pytest.mark.parametrize("spec", [FEATURES, ImageSpec(shape=(5, 4, 4))], ids=["features", "five-channels"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from dffg.errors import InputError, OutputError
 from dffg.spec import Array, ImageSpec, JointSpec, Pixels, joined_name
 
 LIST_FILE = "list.txt"
+_PICTURE = re.compile(r"[0-9]{5,8}\.png")
 _FILE_SCHEMA = 1
 
 
@@ -140,6 +142,19 @@ class SyntheticSet:
             picture = image[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1))
             Image.fromarray(picture).save(folder / name)
         (folder / LIST_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def pictures_in(folder: Path) -> frozenset[str]:
+    """Names of the files that `save` has written into a folder, as its list has them; none where that cannot be read.
+
+    The list may be anybody's: what is not called as `save` calls pictures, or is no file, is not among them.
+    """
+    table = folder / LIST_FILE
+    try:
+        names = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(name for name in names if _PICTURE.fullmatch(name) and (folder / name).is_file())
 
 
 def arrays_of(inputs: Array, spec: ImageSpec) -> dict[str, NDArray[Any]]:

@@ -42,7 +42,7 @@ _OTHER_FILES = (".pt", ".pth", ".png", ".jpg", ".jpeg", ".zip", ".h5", *_FILES)
 def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make calibration images for MODEL and save them for any tool."""
     from dffg.handover import check_array
-    from dffg.images import check_pictures
+    from dffg.images import check_pictures, pictures_in
     from dffg.storage.output import check_directory, check_file, claimed, staged_directory, staged_file
 
     is_file, form = out.suffix in _FILES, options["ArrayConfig"]
@@ -84,7 +84,7 @@ def synthesize(out: Path, force: bool, quiet: bool, as_json: bool, **options: An
                 memory_limit=limit,
                 workers=workers,
             )
-            with staged_file(out) if is_file else staged_directory(out) as target:
+            with staged_file(out) if is_file else staged_directory(out, replaced=pictures_in(out)) as target:
                 _save(made, target, form)
     if as_json:
         click.echo(json.dumps({"count": len(made), "path": str(out), "loss": made.snapshots[-1].loss}))
