@@ -104,7 +104,11 @@ CONVOLUTIONS = [
     case("ConvTranspose", random(3, 4, 3, 3), random(4), shape=(2, 3, 5, 6)),
     case("ConvTranspose", random(3, 4, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
     case("ConvTranspose", random(3, 4, 3, 3), strides=[2, 2], pads=[0, 1, 1, 0]),
-    case("ConvTranspose", random(3, 4, 3, 3), strides=[2, 2], output_shape=[10, 12]),
+    *(
+        case("ConvTranspose", random(3, 4, 3, 3), random(4), strides=[2, 2], output_shape=sizes)
+        for sizes in ([10, 12], [12, 14], [12, 9])
+    ),
+    case("ConvTranspose", random(3, 4, 3, 3), strides=[2, 2], output_shape=[12, 14], auto_pad="SAME_UPPER"),
     *(
         case("ConvTranspose", random(3, 4, 3, 3), strides=[2, 2], auto_pad=mode)
         for mode in ("SAME_UPPER", "SAME_LOWER")

@@ -48,7 +48,10 @@ def _conv_transpose(
     auto_pad: str = "NOTSET",
     group: int = 1,
 ) -> Tensor:
-    """Padding crops the result; what torch cannot express is cropped afterwards."""
+    """Padding crops the result; what torch cannot express is cropped afterwards.
+
+    What `output_shape` wants beyond the result comes at the end, as in ONNX Runtime.
+    """
     found = windows(x, list(weight.shape[2:]), strides, dilations, pads, "NOTSET")
     rank = len(found.kernel)
     extra = output_padding or [0] * rank
@@ -59,8 +62,10 @@ def _conv_transpose(
             s * (size - 1) + e + d * (k - 1) + 1
             for size, s, e, d, k in zip(x.shape[2:], found.strides, extra, found.dilations, found.kernel)
         ]
-        totals = [max(whole - size, 0) for whole, size in zip(full, sizes[-rank:])]
-        begin, end = halves(totals, auto_pad)
+        totals = [whole - size for whole, size in zip(full, sizes[-rank:])]
+        begin, end = halves([max(total, 0) for total in totals], auto_pad)
+        if output_shape is not None:
+            extra = [padding + max(-total, 0) for padding, total in zip(extra, totals)]
     transpose = of_rank("conv_transpose", rank)
     shared = [min(pair) for pair in zip(begin, end)]
     result: Tensor = transpose(x, weight, _optional(bias), found.strides, shared, extra, group, found.dilations)
