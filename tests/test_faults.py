@@ -18,7 +18,7 @@ from PIL import Image
 
 import dffg.pipeline.run
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import DataError, DffgError, OutputError
+from dffg.errors import DataError, DffgError, OutputError, ShortageError
 from dffg.evaluation.data import load_data
 from dffg.graph.captured import Captured, capture
 from dffg.pipeline.steps import finetune, quantize
@@ -108,6 +108,20 @@ def test_a_picture_that_cannot_be_read_costs_nothing_that_was_learned(tmp_path: 
     assert (tmp_path / "out.partial" / "reconstruction.pt").exists()
     shutil.copy(folder / "a.png", folder / "b.png")
     assert lasting(run(tmp_path / "out", evaluation=data)) == lasting(whole)
+
+
+def test_memory_that_is_short_after_learning_costs_nothing_that_was_learned(
+    tmp_path: Path, whole: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shrink(stage: str) -> None:
+        if stage == "held-out images":
+            monkeypatch.setattr("dffg.synthesis.fitting.free_bytes", lambda device: 10)
+
+    with pytest.raises(ShortageError, match="one image takes about"):
+        run(tmp_path / "out", on_stage=shrink)
+    assert (tmp_path / "out.partial" / "reconstruction.pt").exists()
+    monkeypatch.undo()
+    assert lasting(run(tmp_path / "out")) == lasting(whole)
 
 
 def test_unfinished_work_of_other_settings_is_refused_and_kept(stopped: Path) -> None:

@@ -19,6 +19,10 @@ class DataError(InputError):
     """A part of the data that cannot be read; it may be found only after long work, which is kept."""
 
 
+class ShortageError(InputError):
+    """Memory that is short, perhaps only now; work that was done is kept."""
+
+
 class CaptureError(DffgError):
     """A network that cannot be turned into one graph."""
 

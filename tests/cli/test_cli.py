@@ -732,7 +732,7 @@ BAD = {
     "module": (("dffg_no_such_module:tiny",), "dffg_no_such_module cannot be imported"),
     "factory": ((f"{MODULE}:huge",), f"{MODULE} has no huge"),
     "pt2-missing": (("nothing.pt2",), "there is no file nothing.pt2"),
-    "bits-W9A8": ((*TINY, "--bits", "W9A8"), "9 bits are not supported; choose widths from 2 to 8"),
+    "bits-W9A8": ((*TINY, "--bits", "W9A8"), "9 bits are not supported; choose a width from 2 to 8"),
     "bits-foo": ((*TINY, "--bits", "foo"), "cannot read bit widths 'foo'; write them like W8A8"),
     "mean-count": ((*TINY, "--mean", "0.5,0.5"), "does not fit 3 channels, the first size of the input 3x16x16"),
     "bits-mixed": ((*TINY, "--bits", "mixed"), "bits mixed needs a budget; give one like size=0.5x"),

@@ -72,6 +72,11 @@ def test_a_job_is_what_the_command_line_says(tmp_path: Path) -> None:
         ("models:\n  - {model: a:b, ray: auto}", 2, "a recipe has no option 'ray'"),
         ("models:\n  - {model: a:b, name: ../up}", 2, "name is not one word"),
         ("models:\n  - {model: a:b, name: [x]}", 2, "name is not one word"),
+        (
+            "jobs: [a:b]\nschemes: [W8A8]",
+            2,
+            "schemes go with models, and there are none here; give models:, or every job",
+        ),
         ("models: [a:b]\noptions: {name: x}", 2, "only an entry of models, schemes or jobs has a name"),
         ("models:\n  - a:b\n  - c:b", 3, "is named b, too"),
         ("models:\n  - a:b\n  - [", 3, "this is not YAML"),
@@ -159,6 +164,38 @@ def test_another_job_of_that_name_is_refused_before_any_work(done: test_cli.Ende
     before = tree(here / "many")
     refused(run("batch", "other.yaml", "--out", "many"), "holds the result of another job", "--force")
     assert tree(here / "many") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        (OPTIONS, ("--trust",)),
+        ("options: {batch-size: 4, steps: 4, images: 8, input: 3x16x16}\n", ()),
+    ],
+    ids=["trusted", "in another order"],
+)
+def test_what_is_meant_the_same_is_not_another_job(
+    done: test_cli.Ended, here: Path, options: str, arguments: tuple[str, ...]
+) -> None:
+    (here / "same.yaml").write_text(f"{options}models: ['{MODULE}:tiny']\nschemes: [{{recipe: fast, bits: W6A6}}]\n")
+    before = tree(here / "many" / "tiny-W6A6")
+    ended = run("batch", "same.yaml", "--out", "many", *arguments)
+    assert (ended.code, ended.err) == (0, "")
+    assert tree(here / "many" / "tiny-W6A6") == before
+
+
+@pytest.mark.parametrize("command", [None, "", 3, "dffg quantize 'half", "dffg.quantize(model, 'many')", "left out"])
+def test_a_report_that_does_not_say_its_command_is_that_of_another_job(
+    done: test_cli.Ended, here: Path, tmp_path: Path, command: object
+) -> None:
+    shutil.copytree(here / "many" / "tiny-W6A6", tmp_path / "tiny-W6A6")
+    file = tmp_path / "tiny-W6A6" / "report.json"
+    report = json.loads(file.read_text()) | {"command": command}
+    if command == "left out":
+        del report["command"]
+    file.write_text(json.dumps(report))
+    (here / "one.yaml").write_text(f"{OPTIONS}models: ['{MODULE}:tiny']\nschemes: [{{bits: W6A6, recipe: fast}}]\n")
+    refused(run("batch", "one.yaml", "--out", tmp_path), "tiny-W6A6 holds the result of another job: ", "--force")
 
 
 def test_impossible_options_are_refused_with_the_line_before_any_work(here: Path) -> None:

@@ -25,7 +25,7 @@ from dffg.quant.decide import simulate
 from dffg.quant.operators import QUANTIZE
 from dffg.quant.simulate import Quantized
 from dffg.spec import ImageSpec
-from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, Body, exported, normalized
+from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, Body, exported, mean_head, normalized
 from tests.networks import inputs, randomize
 
 NETWORKS = [*MIDDLES, *FLOAT_OPERATIONS]
@@ -144,6 +144,14 @@ def test_answer_is_near_that_of_the_float_network(name):
         expected = exported(name).model(images).numpy()
     noise = np.square(run(exported(name).path, images) - expected).sum()
     assert 10 * np.log10(np.square(expected).sum() / noise) > 25
+
+
+def test_windows_that_reach_beyond_the_end_are_divided_as_in_torch(tmp_path):
+    body = Body(lambda body, x: mean_head(body, body.left(F.avg_pool2d(x, 3, 2, ceil_mode=True))))
+    quantized = simulate(capture(randomize(body), spec=SPEC), [inputs(SHAPE, 8)])
+    assert not quantized.float_operations
+    write_quantized(quantized, SPEC, tmp_path / "model.onnx")
+    assert match_simulation(quantized, tmp_path / "model.onnx", inputs(SHAPE, 8)).holds
 
 
 @pytest.mark.parametrize("name", MIDDLES)

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import fx, nn
 
+from dffg.config import QuantizationConfig
+from dffg.graph.captured import capture
 from dffg.quant import calibrate
 from dffg.quant.calibrate import bears_bfloat16, observe
+from dffg.quant.decide import decide
 
 IMAGES = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -59,3 +62,16 @@ def test_exact_ranges_are_those_in_float_and_others_nearly(exact):
     seen = observe(module, ["first"], IMAGES.split(2), exact=exact)["first"]
     assert (seen.high == float(values.max()) and seen.low == float(values.min())) == exact
     assert seen.high == pytest.approx(float(values.max()), rel=0.02)
+
+
+@pytest.mark.parametrize("ranges", ["sigma", "minmax", "mse", "lp", "percentile"])
+def test_what_an_activation_clips_is_in_no_range(ranges):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 1))
+    nn.init.constant_(model[1].weight, 5.0)
+    images = torch.randn(16, 3, 8, 8)
+    config = QuantizationConfig(activation_ranges=ranges)
+    decided = decide(capture(model, input_shape=(3, 8, 8)), [images], config)
+    low, high = decided.parameters.activations["hardtanh"].range
+    assert low == 0
+    assert 5 < high <= 6.001

@@ -300,3 +300,15 @@ def test_concatenation_reads_and_writes_integers():
     assert integer_inputs(node) == list(node.args[0])
     assert all(part in source for part in node.args[0])
     assert node in source
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: x.mean((2, 3)).gather(1, torch.cat([x.mean((2, 3)).argmax(1, True)] * 2, 1)),
+        lambda self, x: torch.where(torch.cat([x > 0, x > 1], 1), 1.0, 0.0),
+    ],
+)
+def test_what_holds_no_floats_is_not_quantized_where_it_is_joined(forward):
+    source, _, _ = placed(forward)
+    assert not any(name.startswith("cat") for name in source)

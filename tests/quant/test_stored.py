@@ -2,8 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from dffg.config import QuantizationConfig
 from dffg.errors import InputError
+from dffg.quant.decide import decide
 from dffg.quant.stored import load_parameters, save_parameters, tensors_of
+from dffg.targets import ONNXRUNTIME, TENSORRT
+from tests.networks import captured, inputs
 from tests.quant.test_reconstruct import start
 
 
@@ -29,6 +33,20 @@ def test_parameters_of_another_network_are_refused(tmp_path):
     save_parameters(start("conv")[1], tmp_path / "parameters.npz")
     with pytest.raises(InputError, match="another network"):
         load_parameters(tmp_path / "parameters.npz", start("residual")[0])
+
+
+@pytest.mark.parametrize(("made_for", "read_for", "wanted"), [(0, 1, "signed"), (1, 0, "unsigned")])
+def test_integers_of_another_sign_than_the_runtime_takes_are_refused(made_for, read_for, wanted, tmp_path):
+    targets = ONNXRUNTIME, TENSORRT
+    config = QuantizationConfig(target=targets[made_for].name)
+    decided = decide(captured("conv"), [inputs((3, 16, 16), 4)], config)
+    save_parameters(decided.parameters, tmp_path / "parameters.npz")
+    name = targets[read_for].name
+    with pytest.raises(
+        InputError, match=rf"other integers than {name} takes, which are {wanted}; .* \(--target {name}\)"
+    ):
+        load_parameters(tmp_path / "parameters.npz", decided.float_module, targets[read_for])
+    load_parameters(tmp_path / "parameters.npz", decided.float_module, targets[made_for])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of arrays"])

@@ -17,6 +17,7 @@ from dffg.errors import InputError
 from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.ends import join, split
+from dffg.machine.device import is_out_of_memory
 from dffg.onnx_file import read_spec
 from dffg.quant.simulate import Quantized
 from dffg.spec import Array
@@ -67,6 +68,8 @@ def session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"ONNX Runtime cannot load the file: {error}") from error
 
 

@@ -15,7 +15,7 @@ import torch
 
 import dffg
 from dffg.config import SynthesisConfig
-from dffg.errors import DataError, DffgError, OutputError
+from dffg.errors import DataError, DffgError, OutputError, ShortageError
 from dffg.evaluation.data import Data
 from dffg.graph.captured import Captured
 from dffg.machine.device import HOST
@@ -109,13 +109,14 @@ def place(out: Path, force: bool) -> Iterator[None]:
 def unfinished_work(out: Path, work: dict[str, str], force: bool) -> Iterator[None]:
     """Go on from what was kept of the same work; work that cannot go on as asked leaves nothing behind.
 
-    Work that is stopped, or for which the disk has no room or data cannot be read, keeps what it has done.
+    Work that is stopped, or for which there is no room on the disk or in memory, or data cannot be read, keeps what it
+    has done.
     """
     directory = unfinished_directory(out)
     refuse_other_work(directory, work, anew=force)
     try:
         yield
-    except (OutputError, DataError):
+    except (OutputError, DataError, ShortageError):
         raise
     except DffgError:
         discard(directory)

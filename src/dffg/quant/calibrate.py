@@ -20,7 +20,7 @@ from dffg.machine.device import channels_last, has_fast_bfloat16, in_bfloat16
 from dffg.quant.affine import QParams, activation_qparams, signed_qparams
 from dffg.quant.moments import Moments
 from dffg.quant.placement import Placement, clip_bounds
-from dffg.quant.ranges import ACTIVATION_RANGES, Histogram
+from dffg.quant.ranges import ACTIVATION_RANGES, Histogram, Range
 from dffg.quant.widths import BitWidths
 from dffg.spec import ImageSpec
 
@@ -65,24 +65,30 @@ def choose_ranges(
         name: choose(histogram.mirrored() if signed else histogram, bits[name], config)
         for name, histogram in histograms.items()
     }
-    ranges |= {node.name: _with_room(histograms[node.name], node) for node in placement.answers if not _is_input(node)}
+    ranges |= {node.name: _with_room(histograms[node.name]) for node in placement.answers if not _is_input(node)}
     low, high = input_bounds(spec)
     for node, source in placement.source.items():
-        if node is source and _is_input(node):
+        if node.name in ranges:
+            ranges[node.name] = _within_clip(ranges[node.name], node)
+        elif node is source:
             ends = [node.target(bound[None], *node.args[1:]) if calls(node, INPUT) else bound for bound in (low, high)]  # type: ignore
             ranges[node.name] = float(ends[0].min()), float(ends[1].max())
     to_qparams = signed_qparams if signed else activation_qparams
     return {name: to_qparams(*range, bits[name]) for name, range in ranges.items()}
 
 
-def _with_room(histogram: Histogram, answer: fx.Node) -> tuple[float, float]:
+def _with_room(histogram: Histogram) -> Range:
     """On synthetic images a network is less sure, and its logits are about half as large, than on real ones.
 
-    A step twice as long costs little: clipped logits cost EfficientNet-Lite0 and MobileNetV2 much more. What an
-    activation clips cannot get larger.
+    A step twice as long costs little: clipped logits cost EfficientNet-Lite0 and MobileNetV2 much more.
     """
-    low, high = clip_bounds(answer) or (-math.inf, math.inf)
-    return max(_ROOM * histogram.low, low), min(_ROOM * histogram.high, high)
+    return _ROOM * histogram.low, _ROOM * histogram.high
+
+
+def _within_clip(range: Range, node: fx.Node) -> Range:
+    """What an activation clips is in no range: it is left out where the range's end does the same."""
+    low, high = clip_bounds(node) or (-math.inf, math.inf)
+    return max(range[0], low), min(range[1], high)
 
 
 def _is_input(node: fx.Node) -> bool:

@@ -39,7 +39,8 @@ from dffg.quant.operators import COPY, GLOBAL_AVERAGE_POOL
 from dffg.targets import ONNXRUNTIME, Target
 
 ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
-POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, GLOBAL_AVERAGE_POOL)
+_AVERAGE_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+POOLS = (*_AVERAGE_POOLS, GLOBAL_AVERAGE_POOL)
 MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool1d.default,
@@ -74,11 +75,17 @@ class Placement:
 
 
 def prepare(module: fx.GraphModule) -> fx.GraphModule:
-    """Write global average pooling, which has several spellings, as the one operator with an integer kernel."""
+    """Write global average pooling, which has several spellings, as the one operator with an integer kernel.
+
+    Pooling without padding, of windows that reach beyond its end, counts none: that means the same, and runtimes divide
+    by what lies within.
+    """
     module = copy_module(module)
     for node in list(module.graph.nodes):
         if _is_global_pool(node):
             _replace_global_pool(module, node)
+        elif calls(node, *_AVERAGE_POOLS) and not any(argument(node, 3, [])) and argument(node, 4):
+            node.args = (*node.args[:5], False, *node.args[6:])
     module.recompile()
     return module
 
@@ -116,7 +123,8 @@ def integer_inputs(node: fx.Node) -> list[fx.Node]:
         is_plain = len(operands) == 2 and node.kwargs.get("alpha", 1) == 1
         return operands if is_plain and all(map(gives_floats, operands)) else []
     if calls(node, aten.cat.default):
-        return list(node.args[0])  # type: ignore[arg-type]
+        parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+        return parts if all(map(gives_floats, parts)) else []
     return [node.args[0]] if calls(node, *POOLS) else []  # type: ignore[list-item]
 
 

@@ -61,6 +61,12 @@ def load_parameters(path: Path, module: fx.GraphModule, target: Target = ONNXRUN
         raise InputError(
             f"cannot read {path}: its arrays are not those that quantize writes ({reason}); quantize the network again."
         ) from error
+    if any((qparams.zero_point.dtype == torch.int8) != target.signed for qparams in parameters.activations.values()):
+        wanted = "signed" if target.signed else "unsigned"
+        raise InputError(
+            f"{path} has other integers than {target.name} takes, which are {wanted}; quantize the network for it "
+            f"(--target {target.name}), and go on from there."
+        )
     if not _fits(parameters, module):
         raise InputError(f"{path} is of another network, or of the same with other options; give the one it came from.")
     return parameters

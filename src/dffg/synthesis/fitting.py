@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dffg.config import SynthesisConfig
-from dffg.errors import InputError
+from dffg.errors import ShortageError
 from dffg.graph.captured import Captured
 from dffg.machine.device import free_bytes
 
@@ -28,12 +28,12 @@ def bytes_per_image(captured: Captured) -> int:
 def fitting(captured: Captured, config: SynthesisConfig, limit: int | None = None) -> SynthesisConfig:
     """The configuration with its batch halved until a step takes at most `limit` bytes, or what is available.
 
-    Raises `InputError` where even one image takes more.
+    Raises `ShortageError` where even one image takes more.
     """
     most = free_bytes(captured.device) if limit is None else limit
     each = bytes_per_image(captured)
     if each > most:
-        raise InputError(
+        raise ShortageError(
             f"one image takes about {each / 1e9:.2g} GB of memory in a step, and {most / 1e9:.2g} GB are allowed; "
             "raise --memory-limit, or use smaller images (--input)."
         )
