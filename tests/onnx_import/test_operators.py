@@ -427,6 +427,16 @@ COMPUTED = {
         {"three": np.array(3), "four": np.array(4), "eight": np.array(8), "one": np.array(1)}
         | {"axis": ints(0), "zero": ints(0), "minus": ints(-1)},
     ),
+    "divided towards zero": (
+        [
+            node("Gather", ["shape", "three"], ["width"]),
+            node("Sub", ["width", "thirteen"], ["below"]),
+            node("Div", ["below", "two"], ["half"]),
+            node("Neg", ["half"], ["last"]),
+            node("Concat", ["zero", "minus", "last"], ["to"], axis=0),
+        ],
+        {"three": ints(3), "thirteen": ints(13), "two": ints(2), "zero": ints(0), "minus": ints(-1)},
+    ),
     "fractions": (
         [
             node("Gather", ["shape", "two"], ["height"]),
@@ -466,6 +476,28 @@ def test_shapes_that_the_graph_computes(name: str) -> None:
     assert_as_in_the_runtime(shaped(nodes, constants), random(2, 3, 4, 6))
 
 
+def test_a_batch_that_is_divided_stays_free() -> None:
+    nodes = [
+        node("Slice", ["shape", "zero", "one"], ["batch"]),
+        node("Mul", ["batch", "two"], ["twice"]),
+        node("Sub", ["twice", "six"], ["less"]),
+        node("Div", ["less", "two"], ["half"]),
+        node("Add", ["half", "three"], ["again"]),
+        node("Concat", ["again", "minus"], ["to"], axis=0),
+    ]
+    made = shaped(
+        nodes,
+        {name: ints(at) for at, name in enumerate(("zero", "one", "two", "three"))}
+        | {"six": ints(6), "minus": ints(-1)},
+    )
+    free = ({0: Dim.DYNAMIC},)
+    program = torch.export.export(
+        OnnxModule(made.graph, OPSET), (torch.rand(2, 3, 4, 6),), dynamic_shapes=free
+    ).module()
+    x = random(6, 3, 4, 6)
+    np.testing.assert_array_equal(program(torch.from_numpy(x)), run(made, x)[0])
+
+
 def test_constants_of_a_computed_shape() -> None:
     nodes = [
         node("Shape", ["weight"], ["shape"], start=0, end=1),
@@ -475,6 +507,22 @@ def test_constants_of_a_computed_shape() -> None:
     ]
     made = model(nodes, ("batch", 3, 4, 6), {"weight": random(5, 3, 1, 1)})
     assert_as_in_the_runtime(made, random(2, 3, 4, 6))
+
+
+WHOLE = np.array([-7, 7, -8, 8, -1], dtype=np.int32)
+
+
+@pytest.mark.parametrize("below", [np.array(2), np.array(-2), ints(2, -2, 3, -3, 2)], ids=str)
+@pytest.mark.parametrize("above", [np.array(-7), WHOLE, "data"], ids=["number", "constants", "data"])
+def test_whole_numbers_are_divided_towards_zero(above: Array | str, below: Array) -> None:
+    nodes = [
+        node("Cast", ["x"], ["data"], to=6),
+        node("Div", ["data" if isinstance(above, str) else "above", "below"], ["share"]),
+        node("Cast", ["share"], ["fraction"], to=1),
+        node("Add", ["x", "fraction"], ["y"]),
+    ]
+    constants = {"above": WHOLE if isinstance(above, str) else above.astype(np.int32), "below": below.astype(np.int32)}
+    assert_as_in_the_runtime(model(nodes, ("batch", 5), constants), np.array([WHOLE] * 2, dtype=np.float32))
 
 
 @pytest.mark.parametrize(

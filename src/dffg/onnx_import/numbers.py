@@ -23,8 +23,16 @@ def _is_whole(value: Numbers) -> bool:
 
 
 def _divide(a: Numbers, b: Numbers) -> Any:
-    """Whole numbers are divided without rest; sizes are never negative."""
-    return a // b if _is_whole(a) and _is_whole(b) else a / b
+    if not (_is_whole(a) and _is_whole(b)):
+        return a / b
+    return np.array(np.frompyfunc(_divide_whole, 2, 1)(a, b), dtype=np.result_type(a, b))
+
+
+def _divide_whole(a: Any, b: Any) -> Any:
+    """Towards zero, as ONNX Runtime does. A batch that is not known yet is not asked for its sign, as that fixes it."""
+    if isinstance(a, torch.SymInt) or isinstance(b, torch.SymInt) or (a < 0) == (b < 0):
+        return a // b
+    return -(-a // b)
 
 
 def _each(change: Callable[[Any], Any], value: Numbers) -> Numbers:
