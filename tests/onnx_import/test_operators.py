@@ -231,8 +231,23 @@ SHAPES = [
     case("Pad", ints(0, 0, 1, 0, 0, 0, 0, 2), number(1.5)),
     case("Pad", ints(0, 1, 0, 0, 0, 2, 0, 0)),
     case("Pad", ints(1, 2), None, ints(3)),
-    case("Pad", ints(0, 0, 1, 2, 0, 0, 2, 1), mode="reflect"),
-    case("Pad", ints(0, 0, 1, 2, 0, 0, 2, 1), mode="edge"),
+    *(
+        case("Pad", ints(*pads), mode=mode, shape=(2, 3, 5, 6)[: len(pads) // 2])
+        for mode in ("reflect", "edge", "wrap")
+        for pads in (
+            (0, 0, 1, 2, 0, 0, 2, 1),
+            (0, 0, 0, 1, 0, 0, 0, 2),
+            (0, 0, 2, 0, 0, 0, 1, 0),
+            (0, 1, 0, 0, 0, 2, 0, 0),
+            (0, 1, 2, 0, 0, 2, 0, 1),
+            (0, 0, 0, 0, 0, 0, 0, 0),
+            (0, 1, 0, 2),
+            (0, 0, 1, 0, 0, 2),
+            (0, 1, 0, 0, 1, 0),
+        )
+    ),
+    case("Pad", ints(1, 2), None, ints(-1), mode="edge"),
+    case("Pad", ints(0, 0, 0, 0, 1, 0, 0, 1, 0, 0), mode="edge", shape=(2, 3, 4, 5, 6)),
     case("Pad", pads=[0, 0, 1, 2, 0, 0, 2, 1], value=0.5, opset=10),
     case("DepthToSpace", blocksize=2, shape=(2, 8, 3, 4)),
     case("DepthToSpace", blocksize=2, mode="CRD", shape=(2, 8, 3, 4)),
@@ -558,6 +573,8 @@ REFUSED = [
     (case("Resize", None, np.array([1, 1, 2, 2], dtype=np.float32), mode="linear", antialias=1), "antialias"),
     (case("AveragePool", kernel_shape=[2, 2], dilations=[2, 2]), "dilations"),
     (case("Cast", to=10), "a cast to float16"),
+    (case("Pad", ints(1, 0, 0, 0, 1, 0, 0, 0), mode="edge"), "edge padding of the batch"),
+    (case("Pad", ints(0, 1, *[0] * 8), mode="wrap", shape=(2, 3, 4, 5, 6)), "wrap padding .* of more than three axes"),
 ]
 
 

@@ -95,16 +95,19 @@ def _pad(
     *,
     mode: str = "constant",
 ) -> Tensor:
-    """torch counts axes from the last, and pads as few as are given."""
+    """torch counts axes from the last, and pads as few as are given; but with copies, all behind the channels at once."""
     sides, padded = ints(pads), axes_of(x, axes)
     pairs = dict(zip(padded, zip(sides[: len(padded)], sides[len(padded) :])))
     rest = [pairs.get(axis, (0, 0)) for axis in reversed(range(x.dim()))]
-    while rest and rest[-1] == (0, 0):
+    fewest = 0 if mode == "constant" else max(x.dim() - 2, 1)
+    while len(rest) > fewest and rest[-1] == (0, 0):
         rest.pop()
     given = [side for pair in rest for side in pair]
     if mode == "constant":
         return F.pad(x, given, value=scalar(value, 0.0))
-    return F.pad(x, given, mode=_PAD_MODES[mode]) if given else x
+    if len(rest) > min(x.dim() - 1, 3):
+        raise NotImplementedError(f"{mode} padding of the batch, or of more than three axes, is not supported")
+    return F.pad(x, given, mode=_PAD_MODES[mode]) if any(given) else x
 
 
 def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
