@@ -135,6 +135,11 @@ NORMS = [
     case("InstanceNormalization", random(3), random(3, seed=1), epsilon=1e-2),
     case("LayerNormalization", random(6), random(6, seed=1)),
     case("LayerNormalization", random(5, 6), axis=2, epsilon=1e-2),
+    case("LayerNormalization", random(1), random(6, seed=1)),
+    case("LayerNormalization", random(6), number(0.5)),
+    case("LayerNormalization", random(6), random(5, 1, seed=1), axis=2),
+    case("LayerNormalization", random(3, 1, 6), random(1, 1, 6, seed=1)),
+    case("LayerNormalization", random(1, 6)),
     case("LRN", size=3, alpha=0.5, beta=0.6, bias=1.5, shape=(2, 7, 5, 6)),
     case("LRN", size=5, shape=(2, 7, 5, 6)),
 ]

@@ -144,14 +144,23 @@ def group_norm_of_rows(x: Tensor, shape: Value, *, groups: int, epsilon: float, 
 
 def _layer_norm(
     x: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
+    scale: Value,
+    bias: Value | None = None,
     *,
     axis: int = -1,
     epsilon: float = 1e-5,
     stash_type: int = 1,
 ) -> Tensor:
-    return F.layer_norm(x, list(x.shape[axis % x.dim() :]), scale, bias, epsilon)
+    """torch knows a scale and a bias of the size of what is normalized; ONNX any that broadcast."""
+    shape, weight, offset = x.shape[axis % x.dim() :], tensor(scale), _optional(bias)
+    if all(torch.broadcast_shapes(value.shape, shape) == shape for value in (weight, offset) if value is not None):
+        return F.layer_norm(x, shape, _expanded(weight, shape), _expanded(offset, shape), epsilon)
+    scaled = weight * F.layer_norm(x, shape, eps=epsilon)
+    return scaled if offset is None else scaled + offset
+
+
+def _expanded(value: Tensor | None, shape: torch.Size) -> Tensor | None:
+    return value if value is None or value.shape == shape else value.expand(shape)
 
 
 def _local_response_norm(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
