@@ -359,6 +359,23 @@ def test_where_a_comparison_holds(operator: str) -> None:
     assert_as_in_the_runtime(made, x)
 
 
+@pytest.mark.parametrize("bias", [1, 4])
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_a_vector_beside_a_product(outputs: int, bias: int) -> None:
+    """One that is longer than the product's rows makes them longer."""
+    nodes = [node("MatMul", ["x", "weight"], ["product"]), node("Add", ["bias", "product"], ["y"])]
+    made = model(nodes, ("batch", 7), {"weight": random(7, outputs), "bias": random(bias)})
+    assert_as_in_the_runtime(made, random(2, 7))
+    assert len(OnnxModule(made.graph, OPSET).steps) == (1 if bias == outputs else 2)
+
+
+@pytest.mark.parametrize("operator", ["Min", "Max"])
+@pytest.mark.parametrize("given", [["low", "high", "x"], ["low", "x", "many", "high"]], ids=",".join)
+def test_numbers_before_a_tensor(operator: str, given: list[str]) -> None:
+    made = model([node(operator, given)], ("batch", 7), {"low": number(-0.1), "high": number(0.2), "many": random(7)})
+    assert_as_in_the_runtime(made, random(2, 7))
+
+
 @pytest.mark.parametrize(
     ("sizes", "options"), [(ints(1, 2), {}), (np.array(2), {}), (None, {}), (None, {"keepdims": 0})]
 )

@@ -23,14 +23,19 @@ def with_biases(steps: list[Step], constants: dict[str, Value], outputs: set[str
             continue
         added = readers[product][0]
         bias = [name for name in added.inputs if name != product]
-        if added.operator == "Add" and len(bias) == 1 and _is_vector(constants.get(bias[0])):
+        if added.operator != "Add" or len(bias) != 1:
+            continue
+        if _is_bias(constants.get(bias[0]), constants.get(step.inputs[1])):
             joined[added.outputs[0]] = replace(step, inputs=(*step.inputs, bias[0]), outputs=added.outputs)
             joined[product] = step
     return [joined.get(step.outputs[0], step) for step in steps if joined.get(step.outputs[0]) is not step]
 
 
-def _is_vector(value: Value | None) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 1
+def _is_bias(value: Value | None, weight: Value | None) -> bool:
+    """Whether a number for every column is added; a longer vector would widen the product."""
+    if not isinstance(value, Tensor) or not isinstance(weight, Tensor):
+        return False
+    return weight.dim() == 2 and value.shape == weight.shape[1:]
 
 
 def with_free_batch(step: Step, constants: dict[str, Value], batch: int) -> Step:

@@ -31,16 +31,23 @@ def _divide(a: Any, b: Any) -> Any:
     return torch.div(a, b, rounding_mode="trunc") if whole else a / b
 
 
-def _largest(a: Any, b: Any) -> Tensor:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.maximum(a, b)
-    return torch.clamp(a, min=b) if isinstance(a, Tensor) else torch.clamp(b, min=a)
+def _of_all(function: Callable[[Tensor, Any], Tensor]) -> Callable[..., Tensor]:
+    """The tensors among the values first: torch takes a number only beside one."""
+
+    def run(*values: Value) -> Tensor:
+        given = sorted(map(operand, values), key=lambda value: not isinstance(value, Tensor))
+        result: Tensor = functools.reduce(function, given)
+        return result
+
+    return run
 
 
-def _smallest(a: Any, b: Any) -> Tensor:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.minimum(a, b)
-    return torch.clamp(a, max=b) if isinstance(a, Tensor) else torch.clamp(b, max=a)
+def _largest(a: Tensor, b: Any) -> Tensor:
+    return torch.maximum(a, b) if isinstance(b, Tensor) else torch.clamp(a, min=b)
+
+
+def _smallest(a: Tensor, b: Any) -> Tensor:
+    return torch.minimum(a, b) if isinstance(b, Tensor) else torch.clamp(a, max=b)
 
 
 def _clip(x: Tensor, min: Value | float | None = None, max: Value | float | None = None) -> Tensor:
@@ -105,8 +112,8 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "Div": _with_operands(_divide),
     "Pow": _with_operands(operator.pow),
     "Sum": lambda *values: functools.reduce(operator.add, map(operand, values)),
-    "Min": lambda *values: functools.reduce(_smallest, map(operand, values)),
-    "Max": lambda *values: functools.reduce(_largest, map(operand, values)),
+    "Min": _of_all(_smallest),
+    "Max": _of_all(_largest),
     "Equal": _with_operands(operator.eq),
     "Greater": _with_operands(operator.gt),
     "GreaterOrEqual": _with_operands(operator.ge),

@@ -95,7 +95,7 @@ def _pad(
     *,
     mode: str = "constant",
 ) -> Tensor:
-    """torch counts axes from the last, and pads as few as are given; but with copies, all behind the channels at once."""
+    """torch counts axes from the last, and pads as few as are given; with copies, at least all behind the channels."""
     sides, padded = ints(pads), axes_of(x, axes)
     pairs = dict(zip(padded, zip(sides[: len(padded)], sides[len(padded) :])))
     rest = [pairs.get(axis, (0, 0)) for axis in reversed(range(x.dim()))]
