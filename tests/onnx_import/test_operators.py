@@ -632,5 +632,13 @@ def test_size_that_the_data_decides_is_refused() -> None:
         OnnxModule(made.graph, OPSET)(torch.ones(2, 3, 4, 4))
 
 
+@pytest.mark.parametrize("nodes", [[], [node("Neg", ["stored"], ["fixed"])], [node("Identity", ["stored"], ["fixed"])]])
+def test_an_output_that_depends_on_no_input_is_refused(nodes: list[Any]) -> None:
+    name = "fixed" if nodes else "stored"
+    made = model([node("Relu", ["x"]), *nodes], ("batch", 7), {"stored": random(7)}, ["y", name])
+    with pytest.raises(CaptureError, match=f"the output {name} depends on no input; leave it out"):
+        OnnxModule(made.graph, OPSET)(torch.zeros(2, 7))
+
+
 def test_no_older_version_is_needed_than_the_oldest() -> None:
     assert min(given.opset for given in CASES) >= OLDEST_VERSION

@@ -32,6 +32,9 @@ class OnnxModule(nn.Module):
         super().__init__()
         constants, steps, renamed = _split_constants(graph, version)
         outputs = {output.name for output in graph.output}
+        fixed = sorted(outputs & constants.keys())
+        if fixed:
+            raise CaptureError(f"the output {fixed[0]} depends on no input; leave it out of the file's outputs.")
         steps = with_group_norms(with_biases(steps, constants, outputs), constants, outputs)
         if batch is not None:
             steps = [with_free_batch(step, constants, batch) for step in steps]
