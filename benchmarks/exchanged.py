@@ -28,9 +28,9 @@ from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
 from dffg.quant.parameters import Parameters
 from dffg.quant.placement import place, prepare
+from dffg.quant.quantized import Quantized, insert
 from dffg.quant.ranges import Histogram
 from dffg.quant.rounding import round_layers
-from dffg.quant.simulate import Quantized, insert
 from dffg.quant.widths import uniform_widths, with_known_range
 from dffg.spec import Array
 

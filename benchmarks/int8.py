@@ -24,7 +24,7 @@ from dffg.export.verification import match_simulation
 from dffg.graph.captured import Captured, capture
 from dffg.machine.distributed import Workers
 from dffg.quant.decide import simulate
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import Array
 from dffg.synthesis.synthesize import synthesize_set
 

@@ -33,8 +33,8 @@ from dffg.machine.device import HOST, described
 from dffg.machine.distributed import Workers
 from dffg.quant.decide import Decided, decide
 from dffg.quant.finetune import finetune
+from dffg.quant.quantized import Quantized
 from dffg.quant.reconstruct import reconstruct
-from dffg.quant.simulate import Quantized
 from dffg.spec import Array
 from dffg.synthesis.synthesize import synthesize_set
 

@@ -27,7 +27,7 @@ from dffg.quant.calibrate import Seen
 from dffg.quant.decide import look, settle
 from dffg.quant.mixed import complete_widths, pose
 from dffg.quant.parameters import Parameters
-from dffg.quant.simulate import insert
+from dffg.quant.quantized import insert
 from dffg.quant.widths import uniform_widths, with_known_range
 from dffg.synthesis.synthesize import synthesize_set
 

@@ -26,7 +26,7 @@ from dffg.images import SyntheticSet
 from dffg.machine.processor import adds_in_16_bits
 from dffg.quant.decide import simulate
 from dffg.quant.placement import prepare
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import Array
 from dffg.synthesis.synthesize import synthesize_set
 

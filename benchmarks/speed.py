@@ -23,7 +23,7 @@ from benchmarks.rows import latest, unique
 from benchmarks.timing import medians, ratios
 from dffg.config import JOINT, SynthesisConfig
 from dffg.graph.captured import Captured, capture
-from dffg.synthesis.baselines import chain_of
+from dffg.synthesis.generators import chain_of
 from dffg.synthesis.synthesize import synthesize_set
 
 SUITE = "speed"

@@ -36,8 +36,8 @@ from dffg.graph.nodes import LINEAR, WEIGHTED, argument, calls
 from dffg.machine.device import HOST, channels_last, described, finish_on, in_bfloat16
 from dffg.machine.memory import reused_memory
 from dffg.machine.replay import Replayed
-from dffg.synthesis.baselines import chain_of
 from dffg.synthesis.chain import chain_generator, gradient_of
+from dffg.synthesis.generators import chain_of
 from dffg.synthesis.objective import Objective
 from dffg.synthesis.starts import start_from_noise
 from dffg.synthesis.statistics import batch_norm_inputs, batch_norm_statistics_loss

@@ -28,7 +28,7 @@ from dffg.export.verification import match_simulation
 from dffg.graph.captured import Captured, capture
 from dffg.models.load import load_model
 from dffg.quant.decide import simulate
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import Array, ImageSpec
 from dffg.synthesis.synthesize import synthesize_set
 from dffg.targets import TARGETS

@@ -38,7 +38,6 @@ from dffg.graph.fold import fold_batch_norms
 from dffg.images import SnapshotRecord, SyntheticSet
 from dffg.models.archive import refuse_code
 from dffg.models.weights import load_weights
-from dffg.onnx_file import described
 from dffg.quant.decide import decide
 from dffg.quant.placement import prepare
 from dffg.quant.stored import load_parameters, tensors_of
@@ -295,7 +294,7 @@ PARSERS: dict[str, tuple[st.SearchStrategy[Any], Parse]] = {
     ),
     "description": (
         _changed(asdict(SPEC)).map(json.dumps) | _plain.map(json.dumps) | _text("{", "}", "[", ":", '"', like="{}"),
-        described,
+        ImageSpec.from_json,
     ),
     "images.npz": (
         st.tuples(_changed(METADATA), st.sampled_from(("images", "features")), _arrays | _damaged(IMAGES)).map(

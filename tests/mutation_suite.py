@@ -46,7 +46,7 @@ TESTS = {
     "quant/operators": ("quant/test_placement", "quant/test_decide"),
     "quant/parameters": ("quant/test_bias", "quant/test_decide"),
     "quant/rounding": ("quant/test_squant", "quant/test_decide", "quant/test_bias"),
-    "quant/simulate": ("quant/test_simulate", "quant/test_decide", "quant/test_placement"),
+    "quant/quantized": ("quant/test_quantized", "quant/test_decide", "quant/test_placement"),
 }
 _RELATIVES = (
     *("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "FloorDiv_Div", "Pow_Mul", "Mod_Mul"),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dffg.export.onnx import write_quantized
 from dffg.graph.captured import capture
 from dffg.quant.decide import simulate
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import ImageSpec
 from tests.networks import inputs, randomize
 

@@ -20,7 +20,7 @@ from dffg.pipeline.evaluate import evaluate
 from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, Body, folder, mean_head, normalized
 from tests.networks import randomize
 

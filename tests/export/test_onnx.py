@@ -23,7 +23,7 @@ from dffg.graph.captured import capture
 from dffg.onnx_file import load, read_spec
 from dffg.quant.decide import simulate
 from dffg.quant.operators import QUANTIZE
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import ImageSpec
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, Body, exported, mean_head, normalized
 from tests.networks import inputs, randomize

@@ -20,7 +20,7 @@ from dffg.onnx_file import read_spec as read_onnx_spec
 from dffg.pipeline.evaluate import evaluate
 from dffg.pipeline.steps import finetune, quantize
 from dffg.quant.decide import simulate
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, exported, folder, normalized
 from tests.networks import randomize
 

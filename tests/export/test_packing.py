@@ -17,7 +17,7 @@ from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
 from dffg.graph.captured import capture
 from dffg.quant.decide import simulate
-from dffg.quant.simulate import Quantized, weight_name
+from dffg.quant.quantized import Quantized, weight_name
 from dffg.quant.widths import stored_bits
 from tests.export import MIDDLES, SHAPE, SPEC
 from tests.networks import inputs, randomize

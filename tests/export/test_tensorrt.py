@@ -19,7 +19,7 @@ from dffg.export.verification import match_simulation
 from dffg.graph.captured import capture
 from dffg.pipeline.steps import finetune, quantize
 from dffg.quant.decide import simulate
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SPEC, Body, folder, mean_head, normalized
 from tests.networks import randomize
 

@@ -27,7 +27,7 @@ from dffg.machine.device import HOST, device_named, device_of, has_fast_bfloat16
 from dffg.quant.finetune import finetune
 from dffg.quant.reconstruct import reconstruct
 from dffg.spec import ImageSpec
-from dffg.synthesis.baselines import chain_of
+from dffg.synthesis.generators import chain_of
 from dffg.synthesis.patches import PatchObjective
 from dffg.synthesis.synthesize import synthesize_set
 from tests.networks import NETWORKS, captured, inputs

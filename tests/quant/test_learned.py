@@ -24,8 +24,8 @@ from dffg.quant.learned import (
 from dffg.quant.learned_network import LearnedNetwork
 from dffg.quant.parameters import LayerParameters, Parameters
 from dffg.quant.placement import place, prepare
+from dffg.quant.quantized import insert
 from dffg.quant.rounding import round_layers
-from dffg.quant.simulate import insert
 from dffg.quant.widths import uniform_widths
 from tests.networks import NETWORKS, captured, inputs
 

@@ -18,8 +18,8 @@ from dffg.quant.finetune import (
 )
 from dffg.quant.learned import where_weight_is
 from dffg.quant.parameters import Parameters
+from dffg.quant.quantized import insert
 from dffg.quant.reconstruct import _Clock, reconstruct
-from dffg.quant.simulate import insert
 from tests.networks import NETWORKS, inputs
 from tests.quant.test_learned import decided
 

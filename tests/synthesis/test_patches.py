@@ -19,8 +19,8 @@ from dffg.graph.patches import patch_sources
 from dffg.pipeline.steps import quantize
 from dffg.quant.decide import simulate
 from dffg.spec import ImageSpec
-from dffg.synthesis.baselines import chain_of
 from dffg.synthesis.chain import method_of
+from dffg.synthesis.generators import chain_of
 from dffg.synthesis.patches import (
     BANDWIDTH,
     CLASS_WEIGHT,

@@ -13,9 +13,9 @@ from dffg.errors import InputError
 from dffg.graph.captured import capture
 from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize as synthesis
-from dffg.synthesis.baselines import chain_of
 from dffg.synthesis.chain import chain_generator, gradient_of, method_of, run_chain
 from dffg.synthesis.fitting import bytes_per_image
+from dffg.synthesis.generators import chain_of
 from dffg.synthesis.snapshots import chains_needed, passes_per_chain
 from dffg.synthesis.starts import start_from_pictures
 from dffg.synthesis.statistics import batch_norm_inputs, batch_norm_statistics_loss

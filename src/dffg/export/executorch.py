@@ -29,7 +29,7 @@ from dffg.graph.ends import INPUT, answers, examples, join, split, split_ends
 from dffg.graph.nodes import add_tensor, aten, calls, is_stored, nodes_by_name, standalone, stored_tensor, with_output
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.placement import is_fused_padding
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import Array, ImageSpec
 
 _SHIFT = 128

@@ -24,7 +24,7 @@ from dffg.export.packing import pack_weights_
 from dffg.graph.ends import examples, input_names, output_names, split_ends
 from dffg.handover import INPUT_NAME
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
-from dffg.quant.simulate import Quantized, weight_name
+from dffg.quant.quantized import Quantized, weight_name
 from dffg.spec import METADATA_KEY, ImageSpec
 
 OPSET = 21

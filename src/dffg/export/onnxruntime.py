@@ -19,7 +19,7 @@ from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.ends import join, split
 from dffg.machine.device import is_out_of_memory
 from dffg.onnx_file import read_spec
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import Array
 
 INTEGER_KERNELS = frozenset(

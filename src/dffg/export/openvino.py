@@ -13,7 +13,7 @@ from dffg.errors import InputError, first_line
 from dffg.export.onnx import ONNX_FILE, quantized_value_name, write_float, write_quantized
 from dffg.export.runtime import Kernels, Opened, Runtime, Watch
 from dffg.graph.ends import join, split
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import METADATA_KEY, Array, ImageSpec
 
 _HEAVY = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})

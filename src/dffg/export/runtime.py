@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import fx
 
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import Array, ImageSpec
 
 Forward = Callable[[Array], Array]

@@ -24,7 +24,7 @@ from dffg.graph.ends import examples, join, split, split_ends
 from dffg.graph.nodes import WEIGHTED, Tap, aten, calls, standalone
 from dffg.models.archive import refuse_code
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE, global_average_pool
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.spec import METADATA_KEY, Array, ImageSpec
 
 _INTEGERS = (torch.uint8, torch.int8)

@@ -19,7 +19,7 @@ from dffg.export import onnxruntime
 from dffg.export.runtime import Runtime
 from dffg.graph.ends import columns
 from dffg.graph.nodes import Tap, nodes_by_name, stored_tensor
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 
 # Of a number of parts, what to call after each.
 Ticks = Callable[[int], Callable[[], None]]

@@ -13,7 +13,7 @@ from dffg.quant.in_float import float_operations
 from dffg.quant.placement import place, prepare
 from dffg.quant.widths import quantized_layers
 from dffg.report.inspection import BatchNormSummary, Inspection
-from dffg.synthesis.baselines import chain_of
+from dffg.synthesis.generators import chain_of
 from dffg.synthesis.snapshots import chains_needed
 from dffg.targets import ONNXRUNTIME
 

@@ -17,7 +17,7 @@ from dffg.export.runtime import Opened, Runtime, latency_ms
 from dffg.export.verification import Ticks, layer_sqnr_db, match_simulation
 from dffg.graph.captured import Captured
 from dffg.graph.ends import columns
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.report.result import Agreement, Latency, Layer, find_problems
 from dffg.spec import Array
 

@@ -23,9 +23,9 @@ from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments, propagate
 from dffg.quant.parameters import Parameters
 from dffg.quant.placement import place, prepare
+from dffg.quant.quantized import Quantized, insert
 from dffg.quant.ranges import SOUGHT
 from dffg.quant.rounding import round_layers
-from dffg.quant.simulate import Quantized, insert
 from dffg.quant.widths import BitWidths, uniform_widths, with_known_range
 
 _TRIAL_IMAGES = 32

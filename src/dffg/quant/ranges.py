@@ -149,7 +149,7 @@ def sigma_range(histogram: Histogram, bits: int, config: QuantizationConfig) -> 
 
     k is 12, 14 and 25 up to 4, 6 and 8 bits; below 6 bits the range ends at what was seen. Source: the released code
     of SQuant (Guo et al., ICLR 2022), which has non-negative activations only, calibrates them with unnormalized
-    uniform noise and relies on the generous factor.
+    uniform noise and relies on the generous factor. Here a range ends where the activation clips; theirs does not.
     """
     sigmas = next(factor for width, factor in _SIGMAS.items() if bits <= width)
     # The bin that holds 0 is left out: after ReLU most values are 0, and belong to neither side.

@@ -7,7 +7,7 @@ from dffg.export.packing import MOST_PACKED_BITS
 from dffg.images import SyntheticSet
 from dffg.machine.processor import adds_in_16_bits
 from dffg.quant.decide import Decided
-from dffg.quant.simulate import Quantized
+from dffg.quant.quantized import Quantized
 from dffg.quant.widths import PAIR_BITS, REDUCED_BITS
 
 

@@ -18,9 +18,9 @@ from dffg.machine.device import is_out_of_memory
 from dffg.machine.memory import physical_memory_bytes, reused_memory
 from dffg.spec import ImageSpec
 from dffg.storage.checkpoint import Checkpoint
-from dffg.synthesis.baselines import chain_of
 from dffg.synthesis.chain import Visit
 from dffg.synthesis.fitting import fitting
+from dffg.synthesis.generators import chain_of
 from dffg.synthesis.snapshots import (
     ChainState,
     Snapshot,

@@ -16,12 +16,9 @@ size, start and bounds take the place of theirs, which belong to a ball around a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
-from dffg.config import NOISES, SynthesisConfig
-from dffg.errors import StatisticsError
+from dffg.config import SynthesisConfig
 from dffg.graph.captured import Captured
-from dffg.synthesis import chain as fast_gradient
 from dffg.synthesis.baselines import adam_snapshots, deepinversion, dgh, dsg, genie, noise, zeroq
 from dffg.synthesis.chain import Visit
 
@@ -39,13 +36,3 @@ BASELINES: dict[str, RunChain] = {
     "genie": genie.run_chain,
     "adam-snapshots": adam_snapshots.run_chain,
 }
-
-
-def chain_of(captured: Captured, config: SynthesisConfig) -> Callable[[int], Iterator[Visit]]:
-    """The generator that a configuration names, ready to run chain after chain."""
-    if config.is_fast_gradient:
-        method = fast_gradient.method_of(captured, config)
-        return lambda chain: fast_gradient.run_chain(captured, config, chain, method)
-    if not captured.batch_norms and config.generator not in NOISES:
-        raise StatisticsError(f"--generator {config.generator} needs BatchNorm, and the network has none.")
-    return partial(BASELINES[config.generator], captured, config)
