@@ -513,6 +513,22 @@ def test_shapes_that_the_graph_computes(name: str) -> None:
     assert_as_in_the_runtime(shaped(nodes, constants), random(2, 3, 4, 6))
 
 
+@pytest.mark.parametrize(("operator", "opset"), [("Resize", OPSET), ("Resize", 10), ("Upsample", 9)])
+def test_scales_that_the_graph_computes_from_sizes(operator: str, opset: int) -> None:
+    """As exporters have written a resize to a size while ONNX took scales only."""
+    nodes = [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "spatial"], ["old"]),
+        node("Cast", ["old"], ["divisor"], to=1),
+        node("Div", ["new", "divisor"], ["factors"]),
+        node("Concat", ["ones", "factors"], ["scales"], axis=0),
+        node(operator, ["x", *[""] * (opset == OPSET), "scales"], mode="linear"),
+    ]
+    constants = {"spatial": ints(2, 3), "new": np.array([9, 11], np.float32), "ones": np.ones(2, np.float32)}
+    made = model(nodes, ("batch", 3, 4, 6), constants, opset=opset)
+    assert_as_in_the_runtime(made, random(2, 3, 4, 6), opset)
+
+
 def test_a_batch_that_is_divided_stays_free() -> None:
     nodes = [
         node("Slice", ["shape", "zero", "one"], ["batch"]),
@@ -630,6 +646,13 @@ def test_size_that_the_data_decides_is_refused() -> None:
     made = model(nodes, ("batch", 3, 4, 4), {"vector": ints(1)})
     with pytest.raises(CaptureError, match="in Expand Expand_3: a size or an axis depends on the data"):
         OnnxModule(made.graph, OPSET)(torch.ones(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("opset", [OPSET, 10])
+def test_a_scale_that_the_data_decides_is_refused(opset: int) -> None:
+    made = model([node("Resize", ["x", *[""] * (opset == OPSET), "x"])], ("batch", 3, 4, 4), opset=opset)
+    with pytest.raises(CaptureError, match="in Resize Resize_0: a scale depends on the data"):
+        OnnxModule(made.graph, opset)(torch.ones(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("nodes", [[], [node("Neg", ["stored"], ["fixed"])], [node("Identity", ["stored"], ["fixed"])]])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dffg.errors import CaptureError
 from dffg.onnx_import.joining import with_biases, with_free_batch, with_group_norms
 from dffg.onnx_import.naming import tensor_path
+from dffg.onnx_import.numbers import NUMBER_OPERATORS
 from dffg.onnx_import.operators import NUMBER_INPUTS
 from dffg.onnx_import.steps import INSTEAD, Step, read_step, reads
 from dffg.onnx_import.values import Numbers, Value
@@ -95,12 +96,7 @@ def _submodule(owner: nn.Module, name: str) -> nn.Module:
 
 def _split_constants(graph: onnx.GraphProto, version: int) -> tuple[dict[str, Value], list[Step], dict[str, str]]:
     """What is known before the network runs, the nodes that are left, and the first names of what is only passed on."""
-    needed = {
-        node.input[index]
-        for node in graph.node
-        for index in NUMBER_INPUTS.get(node.op_type, ())
-        if index < len(node.input)
-    }
+    needed = _needed_as_numbers(graph)
     constants = {
         entry.name: _constant(numpy_helper.to_array(entry), entry.name in needed) for entry in graph.initializer
     }
@@ -123,6 +119,16 @@ def _split_constants(graph: onnx.GraphProto, version: int) -> tuple[dict[str, Va
             results = step.run(constants)
         constants.update({name: _constant(value, name in needed) for name, value in results.items()})
     return constants, steps, renamed
+
+
+def _needed_as_numbers(graph: onnx.GraphProto) -> set[str]:
+    """What must be known before the network runs although it may be fractions, and what that is computed from."""
+    needed: set[str] = set()
+    for node in reversed(graph.node):
+        all_are = node.op_type in NUMBER_OPERATORS and not needed.isdisjoint(node.output)
+        places = range(len(node.input)) if all_are else NUMBER_INPUTS.get(node.op_type, ())
+        needed.update(node.input[index] for index in places if index < len(node.input))
+    return needed
 
 
 def _constant(value: Any, is_number: bool) -> Value:

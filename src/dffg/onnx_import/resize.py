@@ -64,7 +64,7 @@ def _resize(
 
 def _resize_10(x: Tensor, scales: Value | list[float], *, mode: str = "nearest") -> Tensor:
     """As before version 11, and as Upsample."""
-    given = np.asarray(scales, dtype=np.float32)
+    given = scales if isinstance(scales, Tensor) else np.asarray(scales, dtype=np.float32)
     return _resize(x, None, given, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
