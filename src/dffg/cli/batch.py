@@ -91,13 +91,25 @@ def _is_there(directory: Path, command: list[str]) -> bool:
 
     if not (directory / REPORT_FILE).exists():
         return False
-    earlier = shlex.split(read_report(directory / REPORT_FILE)["command"])
-    if earlier[2:-1] != command[:-1]:  # the last is its place, which may be written otherwise
+    earlier = read_report(directory / REPORT_FILE).get("command")
+    if not isinstance(earlier, str) or _meant(earlier) != _meant(shlex.join(["dffg", "quantize", *command])):
         raise InputError(
-            f"{directory} holds the result of another job: {shlex.join(earlier)}. Name the job otherwise, remove the "
-            "directory, or make all results anew with --force."
+            f"{directory} holds the result of another job: {earlier or 'its report does not say which'}. Name the job "
+            "otherwise, remove the directory, or make all results anew with --force."
         )
     return True
+
+
+def _meant(command: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """What a job is, of how it was typed: the network, and its options in any order.
+
+    Without what only allows it, and without its place, which comes last and may be written otherwise.
+    """
+    try:
+        words = [word for word in shlex.split(command) if word != "--trust"]
+    except ValueError:  # the report is damaged: no job is typed like this
+        return [], []
+    return words[:3], sorted(zip(words[3:-1:2], words[4:-1:2]))
 
 
 def _run_jobs(jobs: dict[str, list[str]], force: bool, workers: Workers | None, view: Any) -> dict[str, str]:

@@ -51,8 +51,8 @@ class Job:
 def read_jobs(path: Path, known: Mapping[str, click.Parameter]) -> list[Job]:
     """All jobs of a file. known: what a recipe can say, by key.
 
-    Raises `InputError` with the line for what no recipe can say, for two jobs of one name, for one without a model, and
-    where there are none or too many.
+    Raises `InputError` with the line for what no recipe can say, for two jobs of one name, for one without a model, for
+    schemes without models, and where there are none or too many.
     """
     sections = _sections(path)
     options = _entry(path, sections["options"], known).values if "options" in sections else {}
@@ -60,6 +60,11 @@ def read_jobs(path: Path, known: Mapping[str, click.Parameter]) -> list[Job]:
         [_entry(path, node, known, short) for node in entries(path, sections[name])] if name in sections else []
         for name, short in (("models", "model"), ("schemes", "bits"), ("jobs", "model"))
     )
+    if schemes and not models:
+        raise InputError(
+            f"{place_of(path, sections['schemes'])}: schemes go with models, and there are none here; give models:, or "
+            "every job of jobs: its own bits."
+        )
     if len(models) * max(1, len(schemes)) + len(single) > _MOST_JOBS:
         raise InputError(f"{path} has more than {_MOST_JOBS} jobs; split it.")
     jobs = [_joined(options, model, scheme) for model in models for scheme in schemes]
