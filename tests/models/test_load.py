@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.export import Dim
 
-from dffg.errors import CaptureError, DffgError, InputError
+from dffg.errors import CaptureError, DffgError, InputError, StatisticsError
 from dffg.export.torch_archive import open_file
 from dffg.graph.captured import capture
 from dffg.models.load import Loaded, load_model, refuse_code
@@ -42,6 +42,28 @@ ready = factory()
 
 def wrong():
     return 3
+
+def lazy():
+    from dffg_test_helper import make
+    return make()
+
+def fails():
+    raise RuntimeError("no weights here")
+
+def says_nothing():
+    assert CALLS == []
+
+def refused():
+    from dffg.errors import StatisticsError
+    raise StatisticsError("in its own words")
+
+def takes_too_much():
+    raise MemoryError
+
+def cleans_up():
+    import os, sys
+    sys.path.remove(os.getcwd())
+    return ready
 
 class Needs(nn.Module):
     def __init__(self, size):
@@ -84,8 +106,10 @@ def factories(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dffg_test_factories.py").write_text(FACTORIES)
     (tmp_path / "dffg_test_broken.py").write_text("import math\n\nmath.no_such_thing\n")
+    (tmp_path / "dffg_test_helper.py").write_text("from torch.nn import ReLU as make\n")
     yield "dffg_test_factories"
-    sys.modules.pop("dffg_test_factories", None)
+    for name in ("dffg_test_factories", "dffg_test_helper"):
+        sys.modules.pop(name, None)
 
 
 def torch_saved(content: object) -> bytes:
@@ -228,10 +252,30 @@ def test_a_module_in_place_of_a_factory_is_taken_as_it_is(factories):
 
 def test_importing_leaves_the_search_path_as_it_was(factories):
     before = list(sys.path)
-    load_model(f"{factories}:factory")
-    with pytest.raises(InputError):
-        load_model("dffg_no_such_module:factory")
-    assert sys.path == before
+    for name in ("factory", "lazy", "cleans_up"):
+        load_model(f"{factories}:{name}")
+        assert sys.path == before
+    for name in (f"{factories}:fails", "dffg_no_such_module:factory"):
+        with pytest.raises(InputError):
+            load_model(name)
+        assert sys.path == before
+
+
+def test_a_factory_may_import_what_lies_beside_it(factories):
+    assert isinstance(load_model(f"{factories}:lazy").model, nn.ReLU)
+
+
+def test_an_error_in_a_factory_is_the_cause(factories):
+    with pytest.raises(InputError, match=r"fails raises RuntimeError: no weights here\. Call it") as raised:
+        load_model(f"{factories}:fails")
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_errors_in_words_and_of_memory_pass_through_a_factory(factories):
+    with pytest.raises(StatisticsError, match=r"^in its own words$"):
+        load_model(f"{factories}:refused")
+    with pytest.raises(MemoryError):
+        load_model(f"{factories}:takes_too_much")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +284,7 @@ def test_importing_leaves_the_search_path_as_it_was(factories):
         ("dffg_no_such_module:factory", "dffg_no_such_module cannot be imported: .*package.module:factory"),
         ("dffg_test_factories:missing", "dffg_test_factories has no missing"),
         ("dffg_test_factories:wrong", "dffg_test_factories:wrong gives a int, not a torch.nn.Module"),
+        ("dffg_test_factories:says_nothing", "dffg_test_factories:says_nothing raises AssertionError. Call it"),
         ("dffg_test_factories:Needs", "Needs cannot be called without arguments: missing a required argument: 'size'"),
         ("dffg_test_broken:factory", "dffg_test_broken cannot be imported: AttributeError: .*has no attribute"),
         ("weights.pth", "It may hold weights: name the network, and add --weights weights.pth"),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from dffg.errors import InputError, first_line
+from dffg.errors import DffgError, InputError, first_line
 from dffg.graph.captured import default_spec, program_input_shapes
+from dffg.machine.device import is_out_of_memory
 from dffg.models.archive import refuse_code
 from dffg.models.demos import demo_network
 from dffg.models.libraries import Network, timm_network, torchvision_network, transformers_network
@@ -118,25 +121,50 @@ def _refuse_arguments(factory: Callable[..., Any], name: str) -> None:
         return
 
 
+@contextlib.contextmanager
+def _current_directory_first() -> Iterator[None]:
+    """Within, modules are looked for in the current directory before all others, also those that a function imports."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the user's code may have changed the path itself
+            sys.path.remove(here)
+
+
 def _made(module_name: str, factory_name: str) -> nn.Module:
     """What the user's own code makes."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # it is the user's code that runs here
-        what = str(error) if isinstance(error, (ImportError, ValueError)) else f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{module_name or 'an empty name'} cannot be imported: {what}. Networks are given as {FORMS}."
-        ) from error
-    finally:
-        sys.path.pop(0)
-    if not hasattr(module, factory_name):
-        raise InputError(f"{module_name} has no {factory_name}.")
-    factory = getattr(module, factory_name)
-    model = factory
-    if callable(factory) and not isinstance(factory, nn.Module):
-        _refuse_arguments(factory, f"{module_name}:{factory_name}")
-        model = factory()
+    with _current_directory_first():
+        module = _imported(module_name)
+        if not hasattr(module, factory_name):
+            raise InputError(f"{module_name} has no {factory_name}.")
+        model = getattr(module, factory_name)
+        if callable(model) and not isinstance(model, nn.Module):
+            model = _called(model, f"{module_name}:{factory_name}")
     if not isinstance(model, nn.Module):
         raise InputError(f"{module_name}:{factory_name} gives a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # it is the user's code that runs here
+        what = str(error) if isinstance(error, (ImportError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{name or 'an empty name'} cannot be imported: {what}. Networks are given as {FORMS}."
+        ) from error
+
+
+def _called(factory: Callable[..., Any], name: str) -> Any:
+    _refuse_arguments(factory, name)
+    try:
+        return factory()
+    except DffgError:
+        raise
+    except Exception as error:  # it is the user's code that runs here
+        if is_out_of_memory(error):
+            raise
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise InputError(f"{name} raises {what}. Call it in Python to see where; --debug shows it, too.") from error
