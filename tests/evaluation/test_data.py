@@ -180,7 +180,7 @@ def test_folder_per_class_is_numbered_alphabetically(tmp_path):
 
 
 def test_there_is_a_folder_for_every_class(tmp_path):
-    for name in ("cat/1.png", "emu/1.png", ".hidden/1.png"):
+    for name in ("bee/1.png", "cat/1.png", "emu/1.png"):
         png(tmp_path / name)
     data = load_data(tmp_path, SPEC, labelled=True)
     for classes in (2, 4):
@@ -190,6 +190,26 @@ def test_there_is_a_folder_for_every_class(tmp_path):
     (tmp_path / "dog").mkdir()
     check_folders(4, load_data(tmp_path, SPEC, labelled=True))
     check_folders(4, load_data(tmp_path, SPEC, labelled=False))
+
+
+@pytest.mark.parametrize("place", ["data", ".cache/data"])
+def test_what_is_hidden_is_neither_a_class_nor_a_picture(tmp_path, place):
+    for name in ("cat/1.png", "dog/2.png"):
+        png(tmp_path / place / name)
+    for name in (".ipynb_checkpoints/1.png", "cat/._1.png", "dog/.ipynb_checkpoints/2.png", ".top.png"):
+        (tmp_path / place / name).parent.mkdir(exist_ok=True)
+        (tmp_path / place / name).write_bytes(b"no picture")
+    data = load_data(tmp_path / place, SPEC, labelled=True)
+    check_folders(2, data)
+    assert [path.name for path in data.source] == ["1.png", "2.png"]
+    assert data.labels.tolist() == [0, 1]
+    assert len(all_inputs(load_data(tmp_path / place, SPEC, labelled=False))) == 2
+
+
+def test_labels_csv_may_name_what_is_hidden(tmp_path):
+    png(tmp_path / ".a.png")
+    (tmp_path / "labels.csv").write_text("file,label\n.a.png,1\n")
+    assert len(all_inputs(load_data(tmp_path, SPEC, labelled=True))) == 1
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "bmp", "webp", "ppm", "tif", "tiff"])
@@ -221,6 +241,24 @@ def test_first_takes_examples_with_their_labels(tmp_path):
     assert len(part) == 2
     assert part.labels.tolist() == [0, 1]
     np.testing.assert_array_equal(all_inputs(part), SPEC.from_uint8(images[:2]))
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(4, [0, 2, 5, 7]), (1, [0]), (10, range(10)), (99, range(10))])
+def test_evenly_takes_examples_from_all_parts(tmp_path, count, chosen):
+    images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(10))
+    part = load_data(tmp_path / "data.npz", SPEC, labelled=True).evenly(count)
+    assert part.labels.tolist() == list(chosen)
+    np.testing.assert_array_equal(all_inputs(part), SPEC.from_uint8(images[list(chosen)]))
+
+
+def test_evenly_takes_as_many_pictures_of_every_class(tmp_path):
+    for name in (f"{label}/{index}.png" for label in "abcde" for index in range(6)):
+        png(tmp_path / name)
+    part = load_data(tmp_path, SPEC, labelled=False).evenly(10)
+    assert part.labels is None
+    assert [path.parent.name for path in part.source] == list("aabbccddee")
+    assert all_inputs(part).shape == (10, 3, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,13 @@ class Data:
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, source=self.source[:count], labels=labels)
 
+    def evenly(self, count: int) -> Data:
+        """At most `count` examples, from all parts of the set: pictures in folders are sorted by class."""
+        count = min(count, len(self))
+        chosen = np.arange(count) * len(self) // count
+        source = self.source[chosen] if isinstance(self.source, np.ndarray) else [self.source[i] for i in chosen]
+        return replace(self, source=source, labels=None if self.labels is None else self.labels[chosen])
+
     def _inputs(self, start: int, stop: int) -> Array:
         part = self.source[start:stop]
         if not isinstance(part, np.ndarray):
@@ -68,10 +75,10 @@ def load_data(path: str | Path, spec: ImageSpec, *, labelled: bool) -> Data:
     """Open a folder or file of real examples.
 
     A folder holds `labels.csv` (columns `file` and `label`), or one sub-folder for every class of the network (classes
-    are numbered in alphabetical order), or, where no labels are needed, pictures at any depth. An `.npz` holds `images`
-    (uint8 pixels, N,C,H,W) of networks that take pictures, or `features` (float network inputs, as they are), and
-    `labels`; for a network of several inputs, `input0`, `input1` and so on, each of them pixels (uint8, where that
-    input is a picture) or network inputs.
+    are numbered in alphabetical order), or, where no labels are needed, pictures at any depth; what has a name that
+    begins with a dot is passed over. An `.npz` holds `images` (uint8 pixels, N,C,H,W) of networks that take pictures,
+    or `features` (float network inputs, as they are), and `labels`; for a network of several inputs, `input0`, `input1`
+    and so on, each of them pixels (uint8, where that input is a picture) or network inputs.
     """
     path = Path(path)
     if not path.exists():
@@ -145,7 +152,9 @@ def _load_folder(folder: Path, spec: ImageSpec, labelled: bool) -> Data:
         raise InputError(f"{folder} holds pictures, but the network takes features; give an .npz with {names}.")
     if (folder / "labels.csv").exists():
         return _load_csv(folder, spec)
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    classes = sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.relative_to(folder))
+    )
     if not classes or not labelled:
         return Data(source=_pictures(folder), labels=None, spec=spec)
     files = [(path, index) for index, entry in enumerate(classes) for path in _pictures(entry)]
@@ -237,7 +246,13 @@ def _join(arrays: dict[str, NDArray[Any]], spec: JointSpec, path: Path) -> Array
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    return [path for path in found if not _is_hidden(path.relative_to(folder))]
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a part of it begins with a dot, like what programs leave beside data: .ipynb_checkpoints, ._a.png."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _labels(values: Any) -> Labels:
