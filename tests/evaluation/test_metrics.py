@@ -42,6 +42,63 @@ def test_kl_divergence_of_huge_logits_is_finite():
     np.testing.assert_allclose(kl_divergence(reference, outputs), [1e4, 0.0])
 
 
+@pytest.mark.parametrize("shape", [(50, 6), (50, 6, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_kl_divergence_of_probabilities_is_that_of_their_logits(shape, dtype):
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=shape)
+    outputs = reference + 0.3 * generator.normal(size=shape)
+    probabilities = [special.softmax(values, axis=1).astype(dtype) for values in (reference, outputs)]
+    tolerance = {np.float32: 1e-5, np.float16: 2e-2}[dtype]
+    np.testing.assert_allclose(kl_divergence(*probabilities), kl_divergence(reference, outputs), tolerance, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_kl_divergence_of_certain_probabilities_is_finite(dtype):
+    certain = np.eye(2).astype(dtype)
+    least = math.log(np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(kl_divergence(certain, certain[::-1]), [-least, -least])
+
+
+def test_kl_divergence_of_probabilities_by_hand():
+    reference = np.array([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]])
+    outputs = np.array([[0.5, 0.0, 0.5], [0.5, 0.5, 0.02]])  # of a quantized network: 0, and more than 1 together
+    tiny = math.log(np.finfo(np.float32).tiny)
+    expected = [0.5 * math.log(0.5) - 0.5 * tiny, 0.25 * math.log(0.5) + 0.75 * math.log(1.5) + math.log(1.02)]
+    np.testing.assert_allclose(kl_divergence(reference, outputs), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [[[0.5, 0.5], [0.5, 0.6]], [[0.5, 0.5], [1.5, -0.5]], [[1.0], [1.0]]],
+    ids=["not all add up to 1", "negative", "one class"],
+)
+def test_what_only_resembles_probabilities_is_logits(reference):
+    reference = np.array(reference)
+    outputs = 2 * reference
+    p, q = (special.softmax(values, axis=1) for values in (reference, outputs))
+    np.testing.assert_allclose(kl_divergence(reference, outputs), stats.entropy(p, q, axis=1), rtol=1e-9)
+
+
+def test_standard_error_of_the_divergence_is_that_of_examples():
+    generator = np.random.default_rng(0)
+    # Every place of an example is equally wrong: more of them say nothing new.
+    reference, noise = generator.normal(size=(2, 40, 5, 1))
+    one = compare(reference, reference + noise, np.zeros(40, np.int64))
+    many = compare(np.tile(reference, 9), np.tile(reference + noise, 9), np.zeros(40, np.int64))
+    assert many.kl_standard_error == pytest.approx(one.kl_standard_error)
+    divergence = kl_divergence(*generator.normal(size=(2, 40, 5, 3, 3)))
+    assert divergence.shape == (40, 3, 3)
+
+
+def test_standard_error_of_unlike_places_is_scipys():
+    reference, outputs = np.random.default_rng(0).normal(size=(2, 40, 5, 3, 3))
+    divergence = kl_divergence(reference, outputs)
+    found = compare(reference, outputs, np.zeros(40, np.int64))
+    assert found.kl_to_float == pytest.approx(divergence.mean())
+    assert found.kl_standard_error == pytest.approx(stats.sem(divergence.mean((1, 2))))
+
+
 def test_score_is_sklearns_with_a_binomial_error(logits):
     _, outputs, labels = logits
     found = score(outputs, labels)

@@ -13,6 +13,10 @@ from dffg.errors import InputError
 
 Outputs = NDArray[np.floating[Any]]
 _MOST_BROKEN_AGREEMENT, _LEAST_KAPPA = 0.5, 0.1
+# How far from 1 the sum of probabilities may be: they are float32, or half of it.
+_SUM_TOLERANCE = 1e-3
+# What a probability of 0 counts as: the smallest number that float32 has whole.
+_LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ def score(outputs: Outputs, labels: NDArray[np.int64]) -> Score:
 
 
 def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> Accuracy:
-    """Score a quantized network beside its float network. Outputs: (examples, classes) logits; errors as in `score`."""
+    """Score a quantized network beside its float network. Outputs: (examples, classes, ...); errors as in `score`."""
     check_labels(reference.shape[1], labels)
     before, after = (top1(values) == labels for values in (reference, outputs))
     divergence = kl_divergence(reference, outputs)
@@ -60,7 +64,8 @@ def compare(reference: Outputs, outputs: Outputs, labels: NDArray[np.int64]) -> 
         drop_points=100 * float(before.mean() - after.mean()),
         standard_error=100 * standard_error(before.astype(float) - after.astype(float)),
         kl_to_float=float(divergence.mean()),
-        kl_standard_error=standard_error(divergence),
+        # The places of one example are not independent of each other.
+        kl_standard_error=standard_error(divergence.reshape(len(divergence), -1).mean(1)),
         count=len(labels),
     )
 
@@ -117,9 +122,27 @@ def _agreement_by_chance(first: NDArray[np.int64], second: NDArray[np.int64]) ->
 
 
 def kl_divergence(reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
-    """KL(softmax(reference) || softmax(outputs)) of every example, in nats."""
+    """KL(p || q) of every example, in nats; further output axes stay.
+
+    p and q are the softmax of logits, or, where `reference` holds probabilities, both as they are.
+    """
+    if _are_probabilities(reference):
+        # Their logarithms are logits of the same predictions, also where those of a quantized network add up to 1.01.
+        reference, outputs = map(_log_probabilities, (reference, outputs))
     log_p, log_q = _log_softmax(reference), _log_softmax(outputs)
     result: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    return result
+
+
+def _are_probabilities(outputs: Outputs) -> bool:
+    """Whether a network's answer has been through a softmax, as most exports of Keras have."""
+    if outputs.shape[1] == 1 or not (outputs >= 0).all():
+        return False
+    return bool((np.abs(outputs.sum(1, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all())
+
+
+def _log_probabilities(outputs: Outputs) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = np.log(np.maximum(outputs.astype(np.float64), _LEAST_PROBABILITY))
     return result
 
 
