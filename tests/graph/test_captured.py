@@ -416,6 +416,41 @@ def test_what_is_stored_is_computed_once_and_keeps_its_layer():
     assert torch.allclose(found.module(x), model(x), atol=1e-6)
 
 
+class Named(nn.Module):
+    """A layer with each of these names, which has a constant, and a buffer called by the first."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.parts = nn.ModuleDict({name: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for name in names})
+        for part in self.parts.values():
+            part.constant = torch.rand(3, 1, 1)
+        self.register_buffer(names[0], torch.rand(3, 1, 1))
+
+    def forward(self, x):
+        for part in self.parts.values():
+            x = part(x) * part.constant + next(self.buffers(recurse=False))
+        return x
+
+
+@pytest.mark.parametrize("given", ["module", "program"])
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("class",), ["class_"]),
+        (("in", "None", "usual"), ["in_", "None_", "usual"]),
+        (("lambda", "lambda_", "in"), ["lambda__", "lambda_", "in__"]),
+    ],
+)
+def test_parts_may_be_called_by_keywords(names, shown, given):
+    model, x = randomize(Named(*names)), inputs((3, 8, 8))
+    expected, program = model(x), export(model)
+    before = str(program.graph_signature)
+    made = capture(model if given == "module" else program, spec=SPEC)
+    assert torch.allclose(made.module(x), expected, atol=1e-6)
+    assert [norm.name for norm in made.batch_norms] == [f"parts.{name}.1" for name in shown]
+    assert str(program.graph_signature) == before
+
+
 def test_a_view_of_what_was_copied_survives_without_the_copy():
     """As in ShuffleNet: channels are exchanged, copied, and looked at in another shape."""
 

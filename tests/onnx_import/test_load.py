@@ -330,6 +330,22 @@ def test_several_inputs_and_outputs_keep_their_names(dynamo: bool, count: int, t
     assert output_names(found.module, "") == ["scores", "found"]
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(("in", "class"), ["in_", "class_"]), (("0", "a:b"), ["_0", "a_b"]), (("a:b", "a_b"), ["a_b", "a_b_"])],
+)
+def test_inputs_may_be_called_as_no_argument_of_a_function_is(
+    names: tuple[str, str], shown: list[str], tmp_path: Path
+) -> None:
+    made = norm_and(node("Add", ["n", names[1]], ["y"]))
+    made.graph.input[0].name = made.graph.node[0].input[0] = names[0]
+    made.graph.input.append(helper.make_tensor_value_info(names[1], TensorProto.FLOAT, ("b", 3, 4, 4)))
+    loaded = load_onnx(saved(made, tmp_path))
+    found, given = split_ends(capture(loaded.module, spec=loaded.spec).module), [inputs((3, 4, 4))] * 2
+    assert [placed.target for placed in found.graph.nodes if placed.op == "placeholder"] == shown
+    torch.testing.assert_close(found(*given), loaded.module(*given))
+
+
 def test_one_of_several_inputs_that_is_no_number_is_named(tmp_path: Path) -> None:
     made = norm_and(node("Gather", ["n", "z"], ["y"]))
     made.graph.input.append(helper.make_tensor_value_info("z", TensorProto.INT64, ("b", 4)))
@@ -448,7 +464,11 @@ def test_damaged_file_gives_an_error_that_says_so(content: bytes, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "name", ['x");__import__("os").mkdir("executed")#', "forward.weight", "a.b.c", "\n", "conv/w:0"]
+    "name",
+    [
+        *('x");__import__("os").mkdir("executed")#', "forward.weight", "a.b.c", "\n", "conv/w:0"),
+        *("class.weight", "model/in/kernel:0", "None", "lambda/None"),
+    ],
 )
 def test_names_of_a_file_do_no_harm(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured graphs are compiled from text that has names in it."""

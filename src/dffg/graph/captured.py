@@ -20,6 +20,7 @@ from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, fi
 from dffg.graph.batch_norms import BatchNorm, find_batch_norms
 from dffg.graph.ends import columns, examples, join, split
 from dffg.graph.functional import functional_module
+from dffg.graph.names import with_usable_paths
 from dffg.graph.nodes import moved, refuse_endless
 from dffg.graph.patches import describe, patch_sources
 from dffg.machine.device import HOST, device_of
@@ -92,6 +93,7 @@ def capture(
     spec, notes = _complete_spec(spec, shapes)
     program, more_notes = _export(model, example_inputs, spec)
     refuse_endless(len(program.graph.nodes))
+    program = with_usable_paths(program)
     module = functional_module(program, getattr(model, "input_names", ()))
     batch_norms = find_batch_norms(module)
     _check_weights(module)

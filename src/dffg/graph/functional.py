@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from dffg.errors import CaptureError
 from dffg.graph.ends import join_inputs, join_outputs
+from dffg.graph.names import argument_names
 from dffg.graph.nodes import CONVOLUTIONS, argument, aten, calls, fold_constants_
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
@@ -89,7 +89,7 @@ def _join_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
     unused = [name for name, node in zip(names, inputs, strict=True) if not node.users]
     if unused:
         raise CaptureError(f"the network does not use its input {unused[0]}; leave it out.")
-    join_inputs(graph, [re.sub(r"\W", "_", name) for name in names])
+    join_inputs(graph, argument_names(names))
 
 
 def _merge_equal(graph: fx.Graph) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dffg.graph.names import without_keyword
+
 # Names end up in generated Python code: nothing else may remain in them.
 _UNUSUAL = re.compile(r"[^A-Za-z0-9_]+")
 
@@ -32,4 +34,4 @@ def node_path(name: str, operator: str, index: int) -> str:
 
 def _pieces(name: str) -> list[str]:
     cleaned = (_UNUSUAL.sub("_", piece).strip("_") for piece in re.split(r"[./]", name))
-    return [piece for piece in cleaned if piece]
+    return [without_keyword(piece) for piece in cleaned if piece]
