@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from dffg.cli.network import captured_from, describe_input, load
+from dffg.cli.network import assumption, captured_from, describe_input, load
 from dffg.cli.options import config_options, input_options, model_options, output_options
-from dffg.cli.terminal import console_for, progress_on
+from dffg.cli.terminal import console_for, progress_on, say
 from dffg.config import SynthesisConfig
 
 
@@ -31,6 +31,7 @@ def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any)
 
     known = runtime_for(file).read_spec(file)
     examples = load_data(data, describe_input(known, options), labelled=True)
+    say(assumption(known, options) if examples.are_pixels else None, quiet)
     with progress_on(console_for(quiet, as_json)) as view:
         view.stage("evaluation")
         score = run(file, examples, on_count=view.update_count)

@@ -6,8 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from dffg.cli.terminal import say
 from dffg.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,17 +19,21 @@ if TYPE_CHECKING:
 def load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
     """The network with its input as described, and notes for the report."""
     from dffg.models.load import load_model
-    from dffg.spec import DEFAULT_INPUT
 
     loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
     spec = describe_input(loaded.spec, options)
-    given = loaded.spec is not None and loaded.spec.source != "default"
-    if given or options["mean"] or options["std"] or options["bounds"]:
-        return loaded, spec, (f"input normalization from {spec.source}", *loaded.notes)
-    note = f"no --mean, --std or --bounds were given: assuming {DEFAULT_INPUT}"
-    if not quiet:
-        click.echo(f"dffg: {note}", err=True)
-    return loaded, spec, (note, *loaded.notes)
+    assumed = assumption(loaded.spec, options)
+    say(assumed, quiet)
+    return loaded, spec, (assumed or f"input normalization from {spec.source}", *loaded.notes)
+
+
+def assumption(known: ImageSpec | None, options: dict[str, Any]) -> str | None:
+    """What is taken for granted of an input where neither its source nor the user says how it is normalized."""
+    from dffg.spec import DEFAULT_INPUT
+
+    if (known is not None and known.source != "default") or options["mean"] or options["std"] or options["bounds"]:
+        return None
+    return f"no --mean, --std or --bounds were given: assuming {DEFAULT_INPUT}"
 
 
 def describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:

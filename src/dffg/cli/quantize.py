@@ -11,7 +11,7 @@ import click
 
 from dffg.cli.network import data_at, load
 from dffg.cli.options import config_options, device_option, memory_option, model_options, output_options, worker_options
-from dffg.cli.terminal import console_for, progress_on, says_what_is_kept, show_result, typed, workers_for
+from dffg.cli.terminal import console_for, progress_on, say, says_what_is_kept, show_result, typed, workers_for
 from dffg.config import RECIPES, LearningConfig, QuantizationConfig, SynthesisConfig
 from dffg.targets import TARGETS
 
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Quantize MODEL without data; write a verified file with a report."""
     console = console_for(quiet, as_json)
+    unused = _without_effect(options["LearningConfig"], options["QuantizationConfig"])
+    say(unused, quiet)
     with _run_on(console, out, force, options) as (view, common):
+        common["notes"] += (unused,) if unused else ()
         calibration = data_at(options["calibration"], common["spec"], labelled=False)
         from dffg.pipeline.steps import quantize as run
 
@@ -54,6 +57,20 @@ def quantize(out: Path, force: bool, quiet: bool, as_json: bool, **options: Any)
                 **common,
             )
     return show_result(result, console, quiet, as_json)
+
+
+def _without_effect(given: LearningConfig, quantization: QuantizationConfig) -> str | None:
+    """What to say of options of learning where there is none; they are allowed, as one recipe may serve many widths."""
+    learning = given.completed(quantization)
+    unused = ["--learning-seconds"] if given.learning_seconds and not learning.reconstruction_steps else []
+    unused += ["--learning-images"] if given.learning_images and not learning.learns else []
+    if not unused:
+        return None
+    what = "no rounding is learned" if learning.learns else "nothing is learned"
+    return (
+        f"{' and '.join(unused)} without effect: {what} at {quantization.label} with the recipe {learning.recipe}; "
+        "--recipe balanced learns, and so does --reconstruction-steps above 0"
+    )
 
 
 @click.command()

@@ -31,6 +31,12 @@ def console_for(quiet: bool, as_json: bool) -> Console:
     return Console(stderr=as_json, quiet=quiet)
 
 
+def say(note: str | None, quiet: bool) -> None:
+    """What a user should know before the work, where there is something: on standard error, beside any result."""
+    if note and not quiet:
+        click.echo(f"dffg: {note}", err=True)
+
+
 def progress_on(console: Console) -> ProgressView:
     """Progress with time left."""
     from dffg.report.progress import ProgressView

@@ -43,6 +43,11 @@ class Data:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def are_pixels(self) -> bool:
+        """Whether mean and standard deviation are still to be applied; features are taken as they are."""
+        return not isinstance(self.source, np.ndarray) or self.source.dtype == np.uint8
+
     def batch_count(self) -> int:
         """How many batches there are."""
         return -(-len(self) // _BATCH)
@@ -60,7 +65,7 @@ class Data:
     def evenly(self, count: int) -> Data:
         """At most `count` examples, from all parts of the set: pictures in folders are sorted by class."""
         count = min(count, len(self))
-        chosen = np.arange(count) * len(self) // count
+        chosen = [index * len(self) // count for index in range(count)]
         source = self.source[chosen] if isinstance(self.source, np.ndarray) else [self.source[i] for i in chosen]
         return replace(self, source=source, labels=None if self.labels is None else self.labels[chosen])
 
