@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -132,6 +133,26 @@ def test_nothing_of_the_graph_changes_its_arguments_or_asks_for_gradients():
 def test_dropout_is_gone():
     targets = [str(node.target) for node in captured("inverted-residual").module.graph.nodes]
     assert not any("dropout" in target for target in targets)
+
+
+@pytest.mark.parametrize(
+    ("drop", "name"),
+    [(F.dropout, "dropout"), (F.dropout2d, "feature_dropout"), (partial(F.dropout, inplace=True), "dropout_")],
+)
+def test_active_dropout_is_named(drop, name):
+    with pytest.raises(CaptureError, match=rf"dropout is active \({name}\).*training=self\.training"):
+        capture(with_norm(lambda self, x: drop(self.bn(x) * 1)), spec=SPEC)
+
+
+def test_active_dropout_that_changes_nothing_is_gone():
+    model = with_norm(lambda self, x: (F.dropout(x), F.dropout(self.bn(x), 0))[1])
+    targets = [str(node.target) for node in capture(model, spec=SPEC).module.graph.nodes]
+    assert not any("dropout" in target for target in targets)
+
+
+def test_random_numbers_are_noticed():
+    with pytest.raises(CaptureError, match="or draws random numbers; write it without"):
+        capture(with_norm(lambda self, x: self.bn(x) + torch.rand_like(x)), spec=SPEC)
 
 
 def test_what_is_computed_twice_is_computed_once():
@@ -333,6 +354,18 @@ def test_computed_statistics_are_not_supported():
     model = with_norm(lambda self, x: F.batch_norm(x, x.mean() + self.bn.running_mean, self.bn.running_var))
     with pytest.raises(StatisticsError, match="computes its statistics"):
         capture(model, spec=SPEC)
+
+
+@pytest.mark.parametrize("computed", ["weight", "bias"])
+def test_a_computed_affine_part_is_not_supported(computed):
+    """As of a conditional BatchNorm."""
+
+    def forward(self, x):
+        parts = {"weight": self.bn.weight, "bias": None, computed: x.mean((0, 2, 3))}
+        return F.batch_norm(x, self.bn.running_mean, self.bn.running_var, **parts)
+
+    with pytest.raises(StatisticsError, match="BatchNorm bn computes its weight or bias instead of storing them"):
+        capture(with_norm(forward), spec=SPEC)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,10 @@ def _read_batch_norm(module: fx.GraphModule, node: fx.Node) -> BatchNorm:
         raise StatisticsError(
             f"BatchNorm {name} computes its statistics instead of storing them; this is not supported."
         )
+    if not all(part is None or is_stored(part) for part in (weight, bias)):
+        raise StatisticsError(
+            f"BatchNorm {name} computes its weight or bias instead of storing them; this is not supported."
+        )
     norm = BatchNorm(
         name=name or node.name,
         node=node,

@@ -271,7 +271,7 @@ def _check_weights(module: fx.GraphModule) -> None:
 
 
 def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: ImageSpec) -> None:
-    """In-place calls on views would be lost by the rewriting above; this is where it would show."""
+    """In-place calls on views would be lost by the rewriting above; this is where it and random numbers would show."""
     generator = torch.Generator().manual_seed(0)
     low, high = input_bounds(spec)
     sample = low + (high - low) * torch.rand(2, *spec.shape, generator=generator)
@@ -286,4 +286,6 @@ def _check_same_answer(program: ExportedProgram, module: fx.GraphModule, spec: I
     parts = columns(module).values()
     for found, wanted in [(answer[:, part], expected[:, part]) for part in parts] or [(answer, expected)]:
         if (found - wanted).abs().max() > _RELATIVE_TOLERANCE * wanted.abs().max().clamp(min=1e-6):
-            raise CaptureError("the network writes into parts of a tensor in place; write it without in-place calls.")
+            raise CaptureError(
+                "the network writes into parts of a tensor in place, or draws random numbers; write it without either."
+            )

@@ -125,9 +125,20 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
     if calls(node, aten.mean.dim) and not argument(node, 1):
         # None and [] are all axes; torch's exporter writes an invalid file of None.
         node.args = (node.args[0], list(range(node.args[0].meta["val"].dim())), *node.args[2:])  # type: ignore[union-attr]
+    if calls(node, *_DROPOUTS):
+        _refuse_active(node)
     if calls(node, *_DROPOUTS, *_IDENTITIES):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)
+
+
+def _refuse_active(dropout: fx.Node) -> None:
+    _, share, is_training = dropout.args
+    if share and is_training and dropout.users:
+        raise CaptureError(
+            f"dropout is active ({dropout.name}), so the same input gives other answers. Write F.dropout(..., "
+            "training=self.training), as it is active by default, and call model.eval() before torch.export."
+        )
 
 
 def _write_padding_out(graph: fx.Graph, node: fx.Node) -> None:
