@@ -155,8 +155,8 @@ def test_a_block_that_gives_nothing_has_no_relative_error():
 
 
 def test_hard_examples_count_up_to_four_times():
-    weights = relative_hardness(torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 26.0]))
-    torch.testing.assert_close(weights, torch.tensor([0.0, 0.2, 0.2, 0.2, 0.2, 4.0]))
+    weights = relative_hardness(torch.tensor([-1e-8, 0.0, 1.0, 1.0, 1.0, 1.0, 31.0]))
+    torch.testing.assert_close(weights, torch.tensor([0.01, 0.01, 0.2, 0.2, 0.2, 0.2, 4.0]))
 
 
 def test_boundary_samples_lie_between_two_images_and_the_rest_is_untouched():

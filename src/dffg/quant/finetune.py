@@ -21,7 +21,7 @@ from dffg.storage.checkpoint import Checkpoint
 
 _STATE = "finetuning"
 _SAVE_SECONDS = 30
-_HARDEST = 4.0
+_EASIEST, _HARDEST = 0.01, 4.0
 _NEAREST_MIX = 0.3
 
 
@@ -113,8 +113,11 @@ def feature_error(expected: tuple[Tensor, ...], answer: tuple[Tensor, ...]) -> T
 
 
 def relative_hardness(apart: Tensor) -> Tensor:
-    """How far off every example is beside the mean of its batch, at most 4 times."""
-    return (apart / apart.mean().clamp(min=1e-12)).clamp(max=_HARDEST)
+    """How far off every example is beside the mean of its batch, from a hundredth of it to 4 times.
+
+    A divergence of 0 may be rounded to less, and what is answered exactly can be drawn, too.
+    """
+    return (apart / apart.mean().clamp(min=1e-12)).clamp(_EASIEST, _HARDEST)
 
 
 def with_boundary_samples(batch: Tensor, share: float) -> Tensor:
