@@ -40,7 +40,6 @@ TESTS = {
     "graph/patches": ("synthesis/test_patches",),
     "synthesis/probe": ("synthesis/test_objective", "graph/test_padding"),
     "quant/calibrate": ("quant/test_calibrate", "quant/test_decide", "quant/test_sensitivity"),
-    "quant/divergence": ("quant/test_reconstruct",),
     "quant/finetune": ("quant/test_reconstruct",),
     "quant/learned_network": ("quant/test_learned",),
     "quant/operators": ("quant/test_placement", "quant/test_decide"),

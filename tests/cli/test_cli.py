@@ -297,7 +297,7 @@ def test_real_data_can_take_the_place_of_synthesis(here, labelled):
     assert report["images"]["source"] == "real images"
     assert report["images"]["count"] == 8
     assert report["synthesis"] is None
-    np.testing.assert_array_equal(np.load(out / "images.npz")["images"], np.load(labelled)["images"][:8])
+    np.testing.assert_array_equal(np.load(out / "images.npz")["images"], np.load(labelled)["images"][::5])
 
 
 def test_a_file_that_fails_verification_is_written_with_exit_code_3(here, monkeypatch):

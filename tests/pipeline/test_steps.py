@@ -7,6 +7,7 @@ import json
 import math
 import socket
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnx
 import pytest
 import torch
 from benchmarks.digits import SPEC, Digits, train_digits
+from torch import Tensor
 
 import dffg
 from dffg.cli.terminal import VERIFICATION_FAILED, console_for, show_result
@@ -299,7 +301,24 @@ def test_real_data_takes_the_place_of_synthesis(digits: Digits, labelled: Path, 
     assert result.images.source == "real images"
     assert result.synthesis is None
     with np.load(tmp_path / "out" / "images.npz") as saved:
-        np.testing.assert_array_equal(saved["features"], digits.images[:32])
+        np.testing.assert_array_equal(saved["features"], digits.images[np.arange(32) * len(digits.images) // 32])
+
+
+def test_ranges_come_from_all_parts_of_real_data_also_where_more_is_learned_from(
+    digits: Digits, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SeenError(Exception):
+        pass
+
+    def decide(_: object, batches: Iterator[Tensor], __: object) -> None:
+        raise SeenError(torch.cat(list(batches)))
+
+    monkeypatch.setattr("dffg.pipeline.steps.decide", decide)
+    real, learning = load_data(labelled, SPEC, labelled=False), LearningConfig(learning_images=64, recipe="balanced")
+    with pytest.raises(SeenError) as seen:
+        quantize(digits.model, tmp_path / "out", spec=SPEC, synthesis=QUICK, learning=learning, calibration=real)
+    chosen = (np.arange(32) * 64 // 32) * len(digits.images) // 64
+    np.testing.assert_array_equal(seen.value.args[0].numpy(), digits.images[chosen])
 
 
 def test_few_bits_are_learned_written_and_verified(digits: Digits, labelled: Path, tmp_path: Path) -> None:

@@ -39,12 +39,12 @@ class Calibration:
 def calibration_images(
     run: Run, config: SynthesisConfig, data: Data | None, checkpoint: Checkpoint | None
 ) -> Calibration:
-    """The first of the data that is given, or else images made for this run."""
+    """Examples from all parts of the data that is given, or else images made for this run."""
     if data is not None:
         shape = run.captured.spec.shape
         if data.spec.shape != shape:
             raise InputError(f"calibration data has shape {data.spec.shape}, the network takes {shape}.")
-        inputs = np.concatenate(list(data.first(config.count).batches()))
+        inputs = np.concatenate(list(data.evenly(config.count).batches()))
         description = Images(source="real images", count=len(inputs), chains=0, steps=0, passes=0)
         return Calibration(inputs=inputs, made=None, description=description)
     made = synthesize_set(
