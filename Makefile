@@ -1,6 +1,7 @@
 # Everything runs in .venv, which `make setup` makes. PYTHON is the interpreter to make it with (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest
 
 .PHONY: setup demo test lowest coverage nightly docs check audit clean
 .DEFAULT_GOAL := help
@@ -26,17 +27,17 @@ test: setup ## run the tests, the arena's smoke suite among them; pictures of th
 	OMP_NUM_THREADS=1 DFFG_SCREENSHOTS=build/screenshots $(MAKE) --jobs=2 --output-sync=target test-first test-second
 
 test-first:
-	$(BIN)/python -m pytest -q --durations=10 $(FIRST)
+	$(PYTEST) -q --durations=10 $(FIRST)
 
 test-second:
-	$(BIN)/python -m pytest -q --durations=10 tests src $(FIRST:%=--ignore=%)
+	$(PYTEST) -q --durations=10 tests src $(FIRST:%=--ignore=%)
 
 lowest: setup ## test with the oldest versions of everything that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.lowest
 
 coverage: setup ## lines and branches of the library that the tests run; half an hour
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q tests src
+	$(MAKE) test PYTEST="$(BIN)/coverage run -m pytest"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
