@@ -149,6 +149,24 @@ def test_subsampling_padding_by_channels_and_joins_are_followed():
     assert "add" not in found
 
 
+class Rows(nn.Module):
+    """Images to vectors: all of an image's numbers in one, or every channel's in a row of the batch."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.length, self.head = length, nn.Linear(length, 2)
+
+    def forward(self, x):
+        return self.head(self.bn(self.conv(x)).reshape(-1, self.length)).reshape(-1, 32 // self.length)
+
+
+@pytest.mark.parametrize(("length", "known"), [(16, True), (4, False)])
+def test_channels_are_followed_into_vectors_of_whole_images(length, known):
+    module, norms = known_of(capture(randomize(Rows(length)), spec=ImageSpec(shape=(3, 2, 2))))
+    assert any(name.startswith(("reshape", "view")) for name in propagate(module, norms)) == known
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_the_response_is_a_convolution_of_a_constant_input(groups):
     generator = torch.Generator().manual_seed(0)

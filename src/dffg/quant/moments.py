@@ -140,8 +140,9 @@ def _padded(node: fx.Node, moments: Moments) -> Moments:
 
 def _flattened(node: fx.Node, moments: Moments) -> Moments | None:
     """Images to vectors: every channel's positions lie side by side."""
-    shape = node.meta["val"].shape
-    if len(shape) != 2 or not isinstance(shape[1], int) or shape[1] % len(moments.mean):
+    before, after = node.args[0].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
+    length = math.prod(before[1:])
+    if len(after) != 2 or after[1] != length or length % len(moments.mean):
         return None
-    positions = shape[1] // len(moments.mean)
+    positions = length // len(moments.mean)
     return Moments(mean=moments.mean.repeat_interleave(positions), std=moments.std.repeat_interleave(positions))
