@@ -192,7 +192,6 @@ def run_suite(
         cells.measure(SUITE, _measure, wanted, prepare=_Scorer, shared=benchmark, show=_summary, workers=workers)
 
 
-run = run_suite  # as tests/machine/test_distributed.py still calls it
 
 
 def _is_bearable(contestant: Contestant, benchmark: Benchmark, suite: Suite) -> bool:

@@ -203,5 +203,5 @@ def test_the_whole_road(digits, tmp_path):
     assert any("not run on TensorRT" in note for note in result.notes)
     tuned = finetune(digits.model, tmp_path / "out", tmp_path / "tuned", steps=2, spec=DIGITS)
     assert tuned.verified
-    with pytest.raises(InputError, match="of the same with other options"):
+    with pytest.raises(InputError, match="other integers than onnxruntime takes, which are unsigned"):
         finetune(digits.model, tmp_path / "out", tmp_path / "x", steps=2, spec=DIGITS, target="onnxruntime")

@@ -138,7 +138,7 @@ def test_a_benchmark_has_the_same_rows_with_ray(ray: object, monkeypatch: pytest
 
     def rows(folder: str, workers: Workers | None) -> list[cells.Row]:
         monkeypatch.setattr(records, "RESULTS", tmp_path / folder)
-        arena.run(suite, lambda names: iter([small_benchmark()]), workers)
+        arena.run_suite(suite, lambda names: iter([small_benchmark()]), workers)
         return records.read(arena.SUITE)
 
     one, two = rows("one", None), rows("two", Workers(ray, 1, 2))
