@@ -192,8 +192,6 @@ def run_suite(
         cells.measure(SUITE, _measure, wanted, prepare=_Scorer, shared=benchmark, show=_summary, workers=workers)
 
 
-
-
 def _is_bearable(contestant: Contestant, benchmark: Benchmark, suite: Suite) -> bool:
     if suite.long or contestant not in LONG or not is_large(benchmark.spec):
         return True
