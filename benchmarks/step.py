@@ -33,7 +33,7 @@ from dffg.config import SynthesisConfig
 from dffg.graph.captured import Captured, capture
 from dffg.graph.fold import fold_batch_norms
 from dffg.graph.nodes import LINEAR, WEIGHTED, argument, calls
-from dffg.machine.device import HOST, channels_last, described, finish_on, in_bfloat16
+from dffg.machine.device import CUDA, HOST, channels_last, described, in_bfloat16
 from dffg.machine.memory import reused_memory
 from dffg.machine.replay import Replayed
 from dffg.synthesis.chain import chain_generator, gradient_of
@@ -138,6 +138,12 @@ def _parts(
         except mct.PeerUnavailable as error:
             print(f"skipped {name} on {benchmark.name}: {error}", flush=True)
     return chosen
+
+
+def finish_on(device: torch.device) -> None:
+    """Wait until a device has computed all that it was asked for; a CPU has when a call returns."""
+    if device.type == CUDA:
+        torch.cuda.synchronize(device)
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> Part:

@@ -19,7 +19,7 @@ from dffg.machine.device import channels_last
 from dffg.spec import ImageSpec
 from dffg.synthesis.baselines.dgh import smooth
 from dffg.synthesis.chain import Method
-from dffg.synthesis.objective import Objective, distance, squares
+from dffg.synthesis.objective import Objective, squares
 from dffg.synthesis.probe import LayerStatistics, Probe, moments, passed_with_moments
 from dffg.synthesis.starts import start_from_noise
 from dffg.synthesis.statistics import batch_norm_inputs, batch_norm_statistics_loss
@@ -60,7 +60,7 @@ def with_loss(of_layers: Callable[[list[LayerStatistics]], Tensor]) -> Replace:
 
 def by_channels(layers: list[LayerStatistics]) -> Tensor:
     """Every channel of the network weighs the same, so that wide layers weigh more."""
-    return torch.cat([squares(layer) for layer in layers]).mean()
+    return torch.cat([squares(layer, 0.0) for layer in layers]).mean()
 
 
 def raw_units(layers: list[LayerStatistics]) -> Tensor:
@@ -69,6 +69,12 @@ def raw_units(layers: list[LayerStatistics]) -> Tensor:
         [(layer.std * layer.mean_error).square().sum() + (layer.std * (layer.std_ratio - 1)).square().sum()
          for layer in layers]
     ).sum()  # fmt: skip
+
+
+def distance(layer: LayerStatistics, slack: float = 0.0) -> Tensor:
+    """That of one layer from what it remembers, averaged over live channels and images."""
+    terms = squares(layer, slack)
+    return terms.sum() / (layer.live.sum().clamp(min=1) * (len(terms) if terms.dim() == 2 else 1))
 
 
 def first_layer_tenfold(layers: list[LayerStatistics]) -> Tensor:

@@ -66,12 +66,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def finish_on(device: torch.device) -> None:
-    """Wait until a device has computed all that it was asked for; a CPU has when a call returns."""
-    if device.type == CUDA:
-        torch.cuda.synchronize(device)
-
-
 def channels_last(images: Tensor) -> Tensor:
     """In the memory order in which convolutions are fastest; the numbers' meaning does not change."""
     return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images

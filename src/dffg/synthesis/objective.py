@@ -29,15 +29,9 @@ class Objective:
         return (terms * self._shares).sum() / (self._layers * (len(terms) if terms.dim() == 2 else 1))
 
 
-def squares(layer: LayerStatistics, slack: float = 0.0) -> Tensor:
+def squares(layer: LayerStatistics, slack: float) -> Tensor:
     """Distance of every channel from what it remembers.
 
     max(|mean_error| - slack, 0)^2 + max(|std_ratio - 1| - slack, 0)^2
     """
     return beyond(layer.mean_error, slack).square() + beyond(layer.std_ratio - 1, slack).square()
-
-
-def distance(layer: LayerStatistics, slack: float = 0.0) -> Tensor:
-    """The same of one layer, averaged over live channels and images."""
-    terms = squares(layer, slack)
-    return terms.sum() / (layer.live.sum().clamp(min=1) * (len(terms) if terms.dim() == 2 else 1))
