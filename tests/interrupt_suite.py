@@ -18,10 +18,10 @@ from pathlib import Path
 
 # When in a stage, seconds after it begins.
 STAGES = {"capture": 0.5, "synthesis": 2.0, "learning": 2.0, "export": 1.0, "verify": 1.0}
-OPTIONS = (
-    *("--images", "16", "--steps", "8", "--bits", "W4A4"),
-    *("--learning-images", "32", "--reconstruction-steps", "200", "--finetune-steps", "50"),
-)
+OPTIONS = ("--images", "16", "--steps", "8", "--bits", "W4A4")
+# What comes after learning is the same whether anything was learned or not.
+LEARNING = ("--learning-images", "32", "--reconstruction-steps", "200", "--finetune-steps", "50")
+NOT_LEARNING = ("--recipe", "fast")
 # Interrupts are ignored in what a shell runs in the background.
 _TELLING = """
 import os, signal
@@ -77,7 +77,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for stage in arguments.stages:
         with tempfile.TemporaryDirectory(prefix="dffg-interrupt-") as folder:
-            ended = interrupt(stage, STAGES[stage], ["quantize", arguments.model, "--out", f"{folder}/out", *OPTIONS])
+            options = (*OPTIONS, *(LEARNING if stage == "learning" else NOT_LEARNING))
+            ended = interrupt(stage, STAGES[stage], ["quantize", arguments.model, "--out", f"{folder}/out", *options])
             left = sorted(path.name for path in Path(folder).iterdir())
         print(f"{stage}: ended with {ended.code} after {ended.seconds:.2f} s, left {left or 'nothing'}", flush=True)
 
