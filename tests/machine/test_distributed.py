@@ -265,10 +265,8 @@ def wait(_shared: None, item: int) -> int:
 
 
 def test_time_running_out_ends_with_what_is_finished(ray: object) -> None:
-    started = time.monotonic()
     assert [one.item for one in Workers(ray, 1, 2).map(wait, range(4), seconds=0.5)] == [0]
     assert [one.item for one in Workers(ray, 1, 2).map(wait, [0], seconds=0.0)] == [0]
-    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere"])
