@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks import arena_tables, effort, mixed, records
 from benchmarks.networks import OURS, REAL
@@ -226,6 +227,9 @@ def effort_curve(theme: str) -> Figure:
             color = colors["real" if source == REAL else "ours"]
             axes.errorbar(minutes, means, yerr=deviations, color=color, marker="o", label=source, elinewidth=0.8)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False)
     figure.supxlabel("minutes, one thread", fontsize=10)
     figure.supylabel("top-1, %", fontsize=10)
