@@ -45,6 +45,7 @@ TESTS = {
     "quant/operators": ("quant/test_placement", "quant/test_decide"),
     "quant/parameters": ("quant/test_bias", "quant/test_decide"),
     "quant/rounding": ("quant/test_squant", "quant/test_decide", "quant/test_bias"),
+    "quant/placement": ("quant/test_placement", "test_targets", "export/test_onnx"),
     "quant/quantized": ("quant/test_quantized", "quant/test_decide", "quant/test_placement"),
 }
 _RELATIVES = (

@@ -12,6 +12,7 @@ from dffg.graph.captured import capture
 from dffg.graph.nodes import WEIGHTED, Tap, calls
 from dffg.quant.decide import choose_equalization, decide, prepare_float, simulate
 from dffg.quant.operators import DEQUANTIZE, QUANTIZE
+from dffg.quant.stored import tensors_of
 from dffg.spec import ImageSpec
 from tests.networks import NETWORKS, captured, dead_channels, inputs, network, randomize, small_conv
 
@@ -441,3 +442,13 @@ def test_ranges_are_evened_out_where_that_is_nearer_to_float(share, expected):
     assert choose_equalization(made, batches, QuantizationConfig(bits="W4A4")) == expected
     assert decide(made, batches, QuantizationConfig(bits="W4A4")).equalized == expected
     assert decide(made, batches, QuantizationConfig(bits="W4A8")).equalized == "none"
+
+
+def test_what_is_decided_is_the_same_on_a_device():
+    before = decide(captured("conv"), [inputs((3, 16, 16), 4)], QuantizationConfig()).parameters
+    after = before.on(torch.device("cpu"))
+    assert after.target == before.target
+    assert all(layer.bias is not None for layer in before.layers.values())
+    one, other = tensors_of(before), tensors_of(after)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -180,6 +180,15 @@ def test_a_mask_has_its_share_and_the_shape_of_its_tensor(layout):
     assert not torch.equal(mask, random_mask(like, 0.5))
 
 
+def test_an_activation_leaves_its_share_as_it_is_while_it_learns():
+    qparams = QParams(scale=torch.tensor(1.0), zero_point=torch.tensor(0, dtype=torch.uint8), quant_min=0, quant_max=15)
+    learned = LearnedActivation(qparams, drop=0.25)
+    torch.manual_seed(0)
+    x = torch.rand(40, 50) * 10
+    assert float((learned(x) == x).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(learned.eval()(x), x.round())
+
+
 def test_a_bias_moves_by_its_spread():
     bias = torch.tensor([3.0, -4.0])
     learned = LearnedBias(bias)
