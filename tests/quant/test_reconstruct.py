@@ -154,6 +154,21 @@ def test_a_block_that_gives_nothing_has_no_relative_error():
     assert float(feature_error((nothing,), (something,))) == 0
 
 
+@pytest.mark.parametrize("hard", [0.0, 0.5])
+def test_images_are_drawn_by_how_far_off_they_were(hard, monkeypatch):
+    drawn, draw = [], torch.multinomial
+    monkeypatch.setattr(
+        torch, "multinomial", lambda weights, count: (drawn.append(weights.clone()), draw(weights, count))[1]
+    )
+    module, parameters = start("conv")
+    images = images_of("conv", 3)
+    finetune(module, parameters, images, FinetuneConfig(iterations=2, batch_size=len(images), hard=hard))
+    first, second = drawn
+    assert torch.equal(first, torch.ones(len(images)))
+    assert float(second.mean()) == pytest.approx(1.0, abs=0.05)
+    assert (float(second.std()) > 0.1) == (hard > 0)
+
+
 def test_hard_examples_count_up_to_four_times():
     weights = relative_hardness(torch.tensor([-1e-8, 0.0, 1.0, 1.0, 1.0, 1.0, 31.0]))
     torch.testing.assert_close(weights, torch.tensor([0.01, 0.01, 0.2, 0.2, 0.2, 0.2, 4.0]))
