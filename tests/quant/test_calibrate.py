@@ -37,6 +37,14 @@ def test_a_network_bears_bfloat16_where_its_answer_does():
     assert not bears_bfloat16(fx.symbolic_trace(Shifted(1e4)), IMAGES)
 
 
+@pytest.mark.usefixtures("fast")
+def test_how_large_an_answer_is_decides_nothing():
+    module = fx.symbolic_trace(Shifted(0.0))
+    with torch.no_grad():
+        module.second.weight.mul_(1e3)
+    assert bears_bfloat16(module, IMAGES)
+
+
 def test_no_network_bears_it_where_it_is_slow(monkeypatch):
     monkeypatch.setattr(calibrate, "has_fast_bfloat16", lambda device: False)
     assert not bears_bfloat16(fx.symbolic_trace(Shifted(0.0)), IMAGES)

@@ -266,3 +266,13 @@ def test_scales_behind_a_relu6_never_learn_more_than_six(name):
             clipped += 1
     assert clipped
     assert any(qparams.range[1] > 6.0 for qparams in learned.values())
+
+
+def test_a_state_that_was_taken_does_not_go_on_learning():
+    network = LearnedNetwork(*decided("conv"), where_rounded)
+    state = network.state()
+    before = {name: value.clone() for name, value in state.items()}
+    with torch.no_grad():
+        for value in network.module.parameters():
+            value.add_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
