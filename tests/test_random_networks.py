@@ -46,6 +46,16 @@ NOTHING_ABOVE_ZERO = Plan(
     bits=(5, 3),
     learns=True,
 )
+NO_BIAS_OF_ITS_OWN = Plan(
+    shape=(1, 1, 1),
+    steps=(
+        Conv(channels=1, kernel=1, activation="none"),
+        Conv(channels=1, kernel=1, padding=0, bias=False, norm=False, activation="none"),
+    ),
+    head="none",
+    bits=(2, 2),
+    learns=True,
+)
 STRIDE_PAST_THE_INPUT = Plan(
     shape=(4, 3, 1), steps=(Conv(channels=3, kernel=2, stride=2),), head="two-layers", bits=(2, 3), learns=True
 )
@@ -110,6 +120,7 @@ def check(plan: Plan) -> None:
 @given(plans)
 @example(TWO_NORMS)
 @example(NOTHING_ABOVE_ZERO)
+@example(NO_BIAS_OF_ITS_OWN)
 @example(STRIDE_PAST_THE_INPUT)
 @example(READS_NOTHING_BUT_PADDING)
 @example(READS_NOTHING_BUT_PADDING_IN_ITS_WIDTH)

@@ -93,7 +93,8 @@ class LearnedNetwork:
         arguments[1] = self._call(node, f"{node.name}_learned_weight", learned)
         if layer.bias is not None:
             self.biases[node.name] = LearnedBias(layer.bias)
-            arguments[2] = self._call(node, f"{node.name}_learned_bias", self.biases[node.name])
+            # The call may leave out a bias of its own, and what is behind it.
+            arguments[2:3] = [self._call(node, f"{node.name}_learned_bias", self.biases[node.name])]
         node.args = tuple(arguments)
 
     def _call(self, node: fx.Node, name: str, learned: nn.Module) -> fx.Node:
