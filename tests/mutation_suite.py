@@ -42,7 +42,7 @@ TESTS = {
     "quant/calibrate": ("quant/test_calibrate", "quant/test_decide", "quant/test_sensitivity"),
     "quant/finetune": ("quant/test_reconstruct", "storage/test_checkpoint"),
     "quant/learned_network": ("quant/test_learned",),
-    "quant/operators": ("quant/test_placement", "quant/test_decide"),
+    "quant/operators": ("quant/test_operators", "quant/test_placement", "quant/test_decide"),
     "quant/parameters": ("quant/test_bias", "quant/test_decide"),
     "quant/reconstruct": ("quant/test_reconstruct", "storage/test_checkpoint"),
     "quant/rounding": ("quant/test_squant", "quant/test_decide", "quant/test_bias"),
