@@ -25,6 +25,7 @@ from benchmarks import records
 from benchmarks.networks import DsCnn, data_folder
 from benchmarks.rows import latest
 from dffg.models.weights import load_weights
+from dffg.spec import shape_text
 
 SUITE = "families"
 _ROOT = Path(__file__).parents[1]
@@ -321,7 +322,7 @@ def measure(name: str) -> dict[str, Any]:
         "network": family.name,
         "what": family.what,
         "trained": family.trained,
-        "input": "/".join("x".join(map(str, shape)) for shape in family.shapes),
+        "input": shape_text(family.shapes),
         "code": finished.returncode,
         "verified": finished.returncode == 0,
         "integer_kernels": report["kernels"]["integer"],

@@ -32,6 +32,12 @@ def check_pictures(spec: ImageSpec) -> None:
         )
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """Places of at most `count` of so many, from all parts of them."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SnapshotRecord:
     """Where one kept batch came from: which chain, after how many updates, and its loss if it has one."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dffg.errors import DataError, InputError
-from dffg.images import read_npz
+from dffg.images import evenly, read_npz
 from dffg.spec import Array, ImageSpec, JointSpec, Pixels, joined_name
 
 Labels = NDArray[np.int64]
@@ -64,8 +64,7 @@ class Data:
 
     def evenly(self, count: int) -> Data:
         """At most `count` examples, from all parts of the set: pictures in folders are sorted by class."""
-        count = min(count, len(self))
-        chosen = [index * len(self) // count for index in range(count)]
+        chosen = evenly(len(self), count)
         source = self.source[chosen] if isinstance(self.source, np.ndarray) else [self.source[i] for i in chosen]
         return replace(self, source=source, labels=None if self.labels is None else self.labels[chosen])
 

@@ -14,7 +14,7 @@ from dffg.config.synthesis import DFFG
 from dffg.errors import InputError
 from dffg.evaluation.data import Data
 from dffg.graph.captured import Captured
-from dffg.images import SyntheticSet, arrays_of
+from dffg.images import SyntheticSet, arrays_of, evenly
 from dffg.pipeline.run import Run
 from dffg.report.result import IMAGES_FILE, Images, Report
 from dffg.spec import Array, ImageSpec
@@ -34,6 +34,10 @@ class Calibration:
     inputs: Array
     made: SyntheticSet | None
     description: Images
+
+    def for_ranges(self, count: int) -> Array:
+        """At most so many of them: of real ones, which are sorted by class, from all parts."""
+        return self.inputs[evenly(len(self.inputs), count)] if self.made is None else self.inputs[:count]
 
 
 def calibration_images(

@@ -34,7 +34,6 @@ from dffg.pipeline.run import (
 )
 from dffg.quant.decide import Decided, decide, prepare_float, with_ranges_from
 from dffg.quant.learning import LearningCallback, learn
-from dffg.quant.mixed import evenly_chosen
 from dffg.quant.stored import load_parameters, tensors_of
 from dffg.quant.widths import with_known_range
 from dffg.report.command import python_call
@@ -140,10 +139,8 @@ def _quantize(
         kept = run.kept(captured.module, made_with) if learning.learns else None
         images = calibration_images(run, made_with, calibration, kept)
     with clock.stage("calibration"):
-        ranges_from = images.inputs[: synthesis.count]
-        if images.made is None:  # real ones are sorted by class
-            ranges_from = evenly_chosen(torch.from_numpy(images.inputs), synthesis.count).numpy()
-        decided = decide(captured, _batches(ranges_from, synthesis.batch_size, clock.ticks), quantization)
+        ranges_from = _batches(images.for_ranges(synthesis.count), synthesis.batch_size, clock.ticks)
+        decided = decide(captured, ranges_from, quantization)
     from_noise = None
     if run.evaluation is not None:
         with clock.stage("noise baseline"):

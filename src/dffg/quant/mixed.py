@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from dffg.config import Budget, QuantizationConfig
 from dffg.graph.nodes import weight_of
+from dffg.images import evenly
 from dffg.quant.affine import QParams
 from dffg.quant.allocation import Allocation, LayerSize, Problem, Sensitivities, allocate, frontier, require_possible
 from dffg.quant.calibrate import Seen, choose_ranges
@@ -95,8 +96,7 @@ def _layer_size(module: fx.GraphModule, layer: fx.Node, placement: Placement) ->
 
 def evenly_chosen(images: Tensor, count: int) -> Tensor:
     """At most `count` of the images, from all parts of the stream."""
-    count = min(count, len(images))
-    return images[torch.arange(count) * len(images) // count]
+    return images[evenly(len(images), count)]
 
 
 def _readers(seen: Seen) -> dict[str, list[fx.Node]]:
