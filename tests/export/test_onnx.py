@@ -14,19 +14,21 @@ from onnx import TensorProto, numpy_helper
 from torch import fx, nn
 from torch.nn import functional as F
 
+import dffg.export.onnx
 from dffg.config import QuantizationConfig
 from dffg.errors import ExportError, InputError
 from dffg.export.onnx import quantized_value_name, write_float, write_quantized
 from dffg.export.onnxruntime import count_kernels
 from dffg.export.verification import match_simulation
 from dffg.graph.captured import capture
+from dffg.graph.fold import fold_batch_norms
 from dffg.onnx_file import load, read_spec
 from dffg.quant.decide import simulate
 from dffg.quant.operators import QUANTIZE
 from dffg.quant.quantized import Quantized
 from dffg.spec import ImageSpec
 from tests.export import FLOAT_OPERATIONS, MIDDLES, SHAPE, SPEC, Body, exported, mean_head, normalized
-from tests.networks import inputs, randomize
+from tests.networks import inputs, randomize, small_conv
 
 NETWORKS = [*MIDDLES, *FLOAT_OPERATIONS]
 HEAVY = {"Conv", "Gemm", "MatMul"}
@@ -63,6 +65,28 @@ def test_file_is_valid_standard_onnx(name):
     assert not model.functions
     assert [value.name for value in model.graph.input] == ["input"]
     assert [value.name for value in model.graph.output] == ["output"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_operators_are_those_of_the_decomposed_network(name, monkeypatch, tmp_path):
+    """A network is written without being decomposed first, which takes time and should change nothing."""
+    monkeypatch.setattr(dffg.export.onnx, "_as_it_is", lambda program: program)
+    write_quantized(exported(name).quantized, SPEC, tmp_path / "decomposed.onnx")
+    files = (exported(name).path, tmp_path / "decomposed.onnx")
+    asked, decomposed = (sorted(node.op_type for node in onnx.load(file).graph.node) for file in files)
+    assert asked == decomposed
+
+
+class Transposed(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mT
+
+
+def test_a_transposed_matrix_is_no_einsum(tmp_path):
+    captured = capture(nn.Sequential(*small_conv()[:3], Transposed()), input_shape=SHAPE)
+    write_float(fold_batch_norms(captured), captured.spec, tmp_path / "model.onnx")
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert operators == ["Conv", "Relu", "Transpose"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
