@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from benchmarks import (
     arena,
     chain_picture,
     command,
+    compare,
     diversity,
     effort,
     families,
@@ -297,6 +299,13 @@ def run_scale(network: str, chains: int, tasks: int) -> None:
 def run_chain_picture() -> None:
     """Draw docs/figures/chain.jpg: images of one chain from noise to the last step."""
     chain_picture.draw(render.ROOT / render.FOLDER / "chain.jpg")
+
+
+@main.command("compare")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def run_compare(folder: Path) -> None:
+    """Rows that were measured again into FOLDER (DFFG_BENCHMARK_RESULTS) beside those that are kept."""
+    click.echo(compare.summary(compare.measured_again(folder)))
 
 
 @main.command("render")

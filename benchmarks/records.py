@@ -32,9 +32,9 @@ def environment() -> dict[str, Any]:
     return asdict(describe_environment(torch.get_num_threads()))
 
 
-def read(suite: str) -> list[dict[str, Any]]:
-    """All results of a suite, oldest first."""
-    path = RESULTS / f"{suite}.jsonl"
+def read(suite: str, folder: Path | None = None) -> list[dict[str, Any]]:
+    """All results of a suite, oldest first; folder: by default the one that they are appended to."""
+    path = (folder or RESULTS) / f"{suite}.jsonl"
     return list(map(json.loads, _whole(path).splitlines())) if path.exists() else []
 
 
