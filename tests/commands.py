@@ -1,7 +1,7 @@
 """Run `dffg` and Python programs as processes of their own, forked from one that has imported what most of them need.
 
-The imports take 5 seconds of processor time, the work of most commands one. What a command is typed as is what it gets:
-its arguments, its folder and an interpreter's `__main__`. Any other command is started as it is.
+Imports and the first file take 7 seconds of processor time, the work of most commands one. What a command is typed as
+is what it gets: its arguments, its folder and an interpreter's `__main__`. Any other command is started as it is.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["dffg.pipeline.steps", "dffg.cli.main", "timm", "torchvision", "onnxscript", "onnxruntime", "tests.remembered"]
-)
+_FORKS.set_forkserver_preload(["timm", "torchvision", "tests.forked"])
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 

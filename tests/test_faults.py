@@ -243,7 +243,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     ready = context.Event()
     first = context.Process(target=_hold, args=(tmp_path / "out", ready))
     first.start()
-    assert ready.wait(60)
+    assert ready.wait(600)
     with pytest.raises(OutputError, match="is being written by another process"):
         run(tmp_path / "out")
     with claimed(tmp_path / "other"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from torch.testing import assert_close
 
 from dffg.config import LearningConfig, SynthesisConfig
@@ -110,13 +110,7 @@ def check(plan: Plan) -> None:
     assert match.holds, match
 
 
-@settings(
-    max_examples=NETWORKS,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(max_examples=NETWORKS)
 @given(plans)
 @example(TWO_NORMS)
 @example(NOTHING_ABOVE_ZERO)

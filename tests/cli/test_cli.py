@@ -137,7 +137,7 @@ def tiny_network(folder: Path) -> object:
 
 def python(code: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, **options)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -997,7 +997,7 @@ def test_interrupted_synthesis_leaves_nothing(here, tmp_path, command):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=300)
     errors = "".join(lines) + rest
     assert code == 130, errors
     assert errors.endswith("dffg: interrupted; nothing was written.\n")

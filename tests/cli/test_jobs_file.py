@@ -221,7 +221,6 @@ def test_jobs_that_are_interrupted_say_how_many_are_done(
     assert "interrupted; the same command makes every result anew, and without --force those that are" in ended.err
 
 
-@pytest.mark.slow
 def test_jobs_run_as_tasks_of_ray(done: test_cli.Ended, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is missing; pip install 'dffg[ray]'")
     monkeypatch.setenv("PYTHONPATH", str(test_cli.ROOT))  # the networks of these tests are made by others

@@ -198,6 +198,7 @@ def test_layers_around_float_operations_run_in_integers(name, operation):
 def test_file_tells_nothing_of_the_machine(name):
     content = exported(name).path.read_bytes()
     secrets = [str(Path.home()), str(Path.cwd()), str(exported(name).path.parent), str(Path(torch.__file__).parent)]
+    secrets = [secret for secret in secrets if secret != "/"]
     for text in (*secrets, "/usr/", "site-packages", ".py", "Traceback", "stack_trace", "File "):
         assert text.encode() not in content, text
     assert not any(node.doc_string or node.metadata_props for node in onnx.load(exported(name).path).graph.node)

@@ -126,7 +126,7 @@ def test_values_that_are_no_numbers_are_refused_and_do_not_hang(value):
         raise TimeoutError("observe() does not end")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(2)
+    signal.alarm(60)
     try:
         with pytest.raises(InputError, match=r"NaN|infinite"):
             histogram_of(randn(10), torch.tensor([1.0, value]))
