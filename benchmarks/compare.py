@@ -20,7 +20,7 @@ from benchmarks.rows import Record
 # What says of a row which cell it measured; each suite has some of these.
 CELL = (
     *("network", "name", "generator", "label", "source", "target", "tool", "file", "kind", "at", "setting", "change"),
-    *("bits", "method", "ranges", "seed", "images", "steps", "config"),
+    *("bits", "method", "ranges", "seed", "images", "steps", "config", "device"),
 )
 ANSWERS = ("drop_points", "kl_to_float", "kl", "verified", "integer_kernels", "float_kernels")
 
