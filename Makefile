@@ -21,7 +21,7 @@ demo: setup ## quantize EfficientNet-Lite0 (ImageNet) without data
 	$(BIN)/dffg quantize demo:efficientnet_lite0 --out demo-output --force
 
 # Two halves that take as long, side by side: most tests are too small to keep two cores busy.
-FIRST := tests/quant tests/synthesis/baselines tests/benchmarks tests/evaluation tests/export tests/onnx_import tests/report tests/test_degenerate.py tests/test_families.py
+FIRST := tests/quant tests/synthesis/baselines tests/benchmarks tests/evaluation tests/export tests/onnx_import tests/report tests/test_degenerate.py tests/test_families.py tests/test_random_networks.py tests/test_kills.py
 
 test: setup ## run the tests, the arena's smoke suite among them; pictures of the report's page go to build/screenshots
 	OMP_NUM_THREADS=1 DFFG_SCREENSHOTS=build/screenshots $(MAKE) --jobs=2 --output-sync=target test-first test-second

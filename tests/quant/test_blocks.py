@@ -37,6 +37,23 @@ class Shortcut(nn.Module):
         return F.relu(x + self.layers(x))
 
 
+class Viewed(nn.Module):
+    """What asks its input for the batch, as torch.export writes every `x.size(0)`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(layer(3, 4, kernel_size=1), layer(4, 4, kernel_size=1))
+        self.head = nn.Linear(256, 5)
+
+    def forward(self, x):
+        x = self.layers(x)
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_a_network_that_mentions_its_batch_is_not_one_block():
+    assert sizes(Viewed()) == [1, 1, 1]
+
+
 def depthwise(channels):
     return layer(channels, channels, kernel_size=3, padding=1, groups=channels)
 

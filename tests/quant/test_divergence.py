@@ -16,6 +16,13 @@ def test_divergence_is_torchs():
     torch.testing.assert_close(divergence(LOGITS, OTHERS), expected)
 
 
+def test_every_one_of_several_answers_counts_on_its_own():
+    loud = 300 * LOGITS
+    parts = [slice(0, 7), slice(7, 14)]
+    found = divergence(torch.cat([loud, LOGITS], 1), torch.cat([loud, OTHERS], 1), parts)
+    torch.testing.assert_close(found, divergence(LOGITS, OTHERS))
+
+
 @pytest.mark.parametrize("scale", [1.0, 1.01])
 def test_divergence_of_probabilities_is_that_of_the_logits_they_come_from(scale):
     answers = LOGITS.softmax(1), OTHERS.softmax(1) * scale

@@ -2,18 +2,28 @@ from operator import attrgetter
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn import functional as F
 
 from dffg.config import QuantizationConfig
+from dffg.graph.captured import capture
 from dffg.graph.fold import fold_batch_norms
 from dffg.graph.nodes import Tap, copy_module
 from dffg.quant.calibrate import choose_ranges, observe, observed_tensors
+from dffg.quant.divergence import divergence
 from dffg.quant.placement import place, prepare
 from dffg.quant.rounding import round_layers
-from dffg.quant.sensitivity import MEASURES, FloatRun, dependents, measure_inputs, measure_weights, relative_noise
+from dffg.quant.sensitivity import (
+    MEASURES,
+    Divergence,
+    FloatRun,
+    dependents,
+    measure_inputs,
+    measure_weights,
+    relative_noise,
+)
 from dffg.quant.widths import input_tensor, quantized_layers, uniform_widths
-from tests.networks import NETWORKS, captured, inputs
+from tests.networks import NETWORKS, captured, inputs, randomize
 
 NAMES = ["conv", "residual", "inverted-residual", "linear", "shared", "after-pool", "volumes", "after-concat"]
 
@@ -154,6 +164,29 @@ def test_the_mean_is_over_all_images_whatever_the_batches(method):
         single.append(case.weights(method))
     for name, harms in together.items():
         assert harms[3] == close(sum(found[name][3] for found in single) / 6)
+
+
+class Heads(nn.Module):
+    """Two answers of which the first is much larger."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.boxes, self.scores = nn.Linear(8, 4), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x).mean((2, 3))
+        return 300 * self.boxes(x), self.scores(x)
+
+
+def test_a_layer_of_the_smaller_of_two_answers_harms_too():
+    module = prepare(fold_batch_norms(capture(randomize(Heads()), input_shape=(3, 8, 8))))
+    head = quantized_layers(module)[-1]
+    run = FloatRun(module, inputs((3, 8, 8), 4))
+    harmed = run.call(head, weight=torch.zeros(5, 8))
+    expected = divergence(run.values[head], harmed)
+    weight = torch.zeros(5, 8)
+    torch.testing.assert_close(Divergence().of_weight(run, head, weight), expected.double(), rtol=1e-4, atol=1e-6)
 
 
 def test_only_what_depends_on_a_change_is_run_again(monkeypatch):

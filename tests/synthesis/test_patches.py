@@ -137,6 +137,8 @@ def test_roughness_is_a_share_of_the_range() -> None:
     spec = ImageSpec(shape=(3, 8, 8), mean=(0.5,), std=(0.25,))
     assert float(roughness((board - 0.5) / 0.25, spec)) == pytest.approx(1)
     assert float(roughness(torch.zeros(1, 3, 8, 8), spec)) < 1e-5
+    assert float(roughness((board[..., :1, :] - 0.5) / 0.25, spec)) == pytest.approx(1)
+    assert float(roughness((board[..., :1, :1] - 0.5) / 0.25, spec)) < 1e-5
 
 
 def test_images_of_a_batch_get_different_classes() -> None:

@@ -30,6 +30,14 @@ def slope(images):
 
 
 @pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 1, 9), (3, 9, 1)], ids=str)
+def test_pictures_of_one_pixel_or_one_row_differ_and_are_numbers(name, shape):
+    images = STARTS[name](config(), ImageSpec(shape=shape), generator())
+    assert images.isfinite().all()
+    assert len(images.unique(dim=0)) == 16
+
+
+@pytest.mark.parametrize("name", STARTS)
 def test_a_start_lies_within_the_bounds_and_depends_on_the_generator_alone(name):
     start = STARTS[name]
     images = start(config(), PICTURES, generator())

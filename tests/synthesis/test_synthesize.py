@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from dffg.config import MOST_SEED, VARIABILITIES, SynthesisConfig
-from dffg.errors import InputError
+from dffg.errors import InputError, StatisticsError
 from dffg.graph.captured import capture
 from dffg.spec import ImageSpec
 from dffg.synthesis import synthesize as synthesis
-from dffg.synthesis.chain import chain_generator, gradient_of, method_of, run_chain
+from dffg.synthesis.chain import Visit, chain_generator, gradient_of, method_of, run_chain
 from dffg.synthesis.fitting import bytes_per_image
 from dffg.synthesis.generators import chain_of
 from dffg.synthesis.snapshots import chains_needed, passes_per_chain
@@ -303,6 +303,14 @@ def test_asking_for_more_images_only_adds_some(features):
 def test_as_many_chains_as_needed(features, options, chains):
     assert chains_needed(config(**options)) == chains
     assert {snapshot.chain for snapshot in snapshots(features, config(**options))} == set(range(chains))
+
+
+def test_images_that_are_no_numbers_are_refused_and_not_stored_as_black(features):
+    def broken(chain):
+        yield Visit(images=torch.full((4, 3, 8, 8), math.nan), step=0, loss=math.nan)
+
+    with pytest.raises(StatisticsError, match="the images are NaN after 0 steps, where the loss is nan"):
+        list(snapshots(features, config(count=4, burn_in=0), run_chain=broken))
 
 
 def clock(monkeypatch):

@@ -33,6 +33,7 @@ def functional_module(program: ExportedProgram, input_names: Sequence[str] = ())
     graph.output(_one_output(graph, outputs, program.call_spec.out_spec))
     for node in list(graph.nodes):
         _make_functional(graph, node)
+    _read_batches_nearby(graph)
     _join_inputs(graph, input_names)
     _merge_equal(graph)
     graph.eliminate_dead_code()
@@ -90,6 +91,28 @@ def _join_inputs(graph: fx.Graph, names: Sequence[str]) -> None:
     if unused:
         raise CaptureError(f"the network does not use its input {unused[0]}; leave it out.")
     join_inputs(graph, argument_names(names))
+
+
+def _read_batches_nearby(graph: fx.Graph) -> None:
+    """`x.view(x.size(0), -1)` reads the batch of x.
+
+    torch.export reads it of the input for the whole network: an edge that would make all between one block.
+    """
+    for size in [node for node in graph.nodes if calls(node, aten.sym_size.int)]:
+        for user in list(size.users):
+            tensor = next((part for part in user.args if isinstance(part, fx.Node) and _has_batch(part, size)), None)
+            if tensor is None or tensor is size.args[0]:
+                continue
+            with graph.inserting_before(user):
+                own = graph.call_function(aten.sym_size.int, (tensor, 0))
+            own.meta["val"] = size.meta["val"]
+            user.replace_input_with(size, own)
+
+
+def _has_batch(node: fx.Node, size: fx.Node) -> bool:
+    """Whether the first size of a tensor is what a node gives, for every batch."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() > 0 and str(value.shape[0]) == str(size.meta["val"])
 
 
 def _merge_equal(graph: fx.Graph) -> None:

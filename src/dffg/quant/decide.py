@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from dffg.config import QuantizationConfig
 from dffg.graph.captured import Captured
+from dffg.graph.ends import columns
 from dffg.graph.fold import fold_with_records
 from dffg.machine.memory import reused_memory
 from dffg.quant.affine import QParams
@@ -138,7 +139,7 @@ def choose_equalization(captured: Captured, images: Sequence[Tensor], config: Qu
     for choice in ("none", "activations"):
         module = simulate(captured, torch.split(chosen, len(images[0])), replace(trial, equalize=choice)).module
         with torch.no_grad():
-            apart[choice] = float(divergence(reference(chosen), module(chosen)).mean())
+            apart[choice] = float(divergence(reference(chosen), module(chosen), columns(reference).values()).mean())
     return "activations" if apart["activations"] < _CLEARLY * apart["none"] else "none"
 
 

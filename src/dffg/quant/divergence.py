@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,13 +12,19 @@ from torch.nn import functional as F
 _SUM_TOLERANCE = 1e-3
 
 
-def divergence(reference: Tensor, output: Tensor) -> Tensor:
+def divergence(reference: Tensor, output: Tensor, parts: Collection[slice] = ()) -> Tensor:
     """KL(softmax(reference) || softmax(output)) of every example, in nats, over the flattened answer.
 
     Where the reference holds probabilities, both are taken as they are: a second softmax would hide what differs.
-    (batch, ...) -> (batch,), in the precision of what is given.
+    (batch, ...) -> (batch,), in the precision of what is given. parts: columns of several outputs that were joined:
+    each is an answer of its own, and the sum is over them.
     """
     reference, output = reference.flatten(1), output.flatten(1)
+    apart = [_divergence(reference[:, part], output[:, part]) for part in parts or (slice(None),)]
+    return torch.stack(apart).sum(0)
+
+
+def _divergence(reference: Tensor, output: Tensor) -> Tensor:
     if _are_probabilities(reference):
         reference, output = (answer.clamp(min=torch.finfo(answer.dtype).tiny).log() for answer in (reference, output))
     log_p, log_q = F.log_softmax(reference, 1), F.log_softmax(output, 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import FinetuneConfig
+from dffg.graph.ends import columns
 from dffg.graph.nodes import nodes_by_name, with_output
 from dffg.machine.device import HOST, channels_last, device_of
 from dffg.machine.memory import reused_memory
@@ -48,7 +49,7 @@ def finetune(
     torch.manual_seed(config.seed)
     images = channels_last(images.to(device_of(float_module)))
     network = LearnedNetwork(float_module, parameters, where_rounded, reach=config.reach)
-    blocks = [block.output for block in find_blocks(float_module)]
+    blocks, parts = [block.output for block in find_blocks(float_module)], columns(float_module).values()
     nodes = nodes_by_name(float_module)
     student, teacher = network.watched(blocks), with_output(float_module, [nodes[name] for name in blocks])
     optimizer = learning_optimizer(student, config.rates)
@@ -62,7 +63,7 @@ def finetune(
         with torch.no_grad():
             expected = teacher(batch)
         answer = student(batch)
-        apart = divergence(expected[-1], answer[-1])
+        apart = divergence(expected[-1], answer[-1], parts)
         loss = apart.mean() + config.features * feature_error(expected, answer)
         optimizer.zero_grad()
         loss.backward()

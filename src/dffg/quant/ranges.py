@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -85,14 +86,24 @@ def _in_memory_order(values: Tensor) -> Tensor:
 
 
 def _sample(values: Tensor) -> Tensor:
-    """Every n-th row and column of large maps, so that at least `_SAMPLED` values of a batch are left.
+    """Every n-th row and column of large square maps, so that at least `_SAMPLED` values of a batch are left.
 
+    Of tensors of another form, where channels may come last, and of maps of which hardly a row would be left, every
+    n-th value, where n shares no factor with any size: no channel and no place is passed over.
     Counting all takes three times as long as the network that makes them.
     """
-    step = max(1, int((values.numel() / _SAMPLED) ** (1 / max(values.dim() - 2, 1))))
+    spatial = values.dim() - 2
+    step = max(1, int((values.numel() / _SAMPLED) ** (1 / max(spatial, 1))))
+    if spatial < 2 or values.shape[-1] != values.shape[-2] or 2 * step >= values.shape[-1]:
+        return _in_memory_order(values)[:: _coprime(values.numel() // _SAMPLED, values.shape)]
     for dim in range(2, values.dim()):
         values = values[(slice(None),) * dim + (slice(None, None, step),)]
     return values
+
+
+def _coprime(least: int, sizes: Sequence[int]) -> int:
+    """The first number from `least` up that shares no factor with any size."""
+    return next(number for number in itertools.count(max(least, 1)) if math.gcd(number, math.prod(sizes)) == 1)
 
 
 Range = tuple[float, float]

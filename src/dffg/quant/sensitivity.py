@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, fx
 
+from dffg.graph.ends import columns
 from dffg.graph.nodes import nodes_by_name
 from dffg.quant.affine import QParams, dequantize, fake_quantize
 from dffg.quant.allocation import Sensitivities
@@ -28,6 +29,7 @@ class FloatRun:
 
     def __init__(self, module: fx.GraphModule, images: Tensor) -> None:
         self._module = module
+        self.parts = columns(module).values()
         interpreter = fx.Interpreter(module, garbage_collect_values=False)
         interpreter.run(images)
         self.values: dict[fx.Node, Any] = interpreter.env
@@ -71,7 +73,7 @@ class Measure(Protocol):
 
 
 class Divergence:
-    """KL(softmax(float output) || softmax(output)), over the flattened output, in nats.
+    """KL(softmax(float output) || softmax(output)), over each flattened output, in nats.
 
     Source: ZeroQ (Cai et al., CVPR 2020), eq. 5. One pass through the rest of the network per candidate.
     """
@@ -86,7 +88,7 @@ class Divergence:
 
 
 def _apart(run: FloatRun, output: Tensor) -> Tensor:
-    return divergence(run.output.double(), output.double())
+    return divergence(run.output.double(), output.double(), run.parts)
 
 
 class Noise:

@@ -92,5 +92,5 @@ def roughness(images: Tensor, spec: ImageSpec) -> Tensor:
     """Root mean square difference between neighboring pixels of every picture, as a share of their range: (batch,)."""
     low, high = input_bounds(spec, images.device)
     pixels = (images - low) / (high - low)
-    down, right = pixels.diff(dim=2).square().mean((1, 2, 3)), pixels.diff(dim=3).square().mean((1, 2, 3))
-    return ((down + right) / 2 + 1e-12).sqrt()
+    differences = [pixels.diff(dim=dim).square().mean((1, 2, 3)) for dim in (2, 3) if pixels.shape[dim] > 1]
+    return (torch.stack(differences or [images.new_zeros(len(images))]).mean(0) + 1e-12).sqrt()

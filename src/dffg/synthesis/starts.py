@@ -38,13 +38,13 @@ def start_from_noise(
 def start_from_pictures(
     config: SynthesisConfig, spec: ImageSpec, generator: torch.Generator, device: torch.device = HOST
 ) -> Tensor:
-    """Half dead leaves and half pink noise, (batch_size, *spec.shape); noise where inputs are not flat pictures.
+    """Half dead leaves and half pink noise, (batch_size, *spec.shape); for other than flat pictures, noise.
 
     Edges at all places and sizes, and amplitudes that fall with the frequency, are what all photographs have in common
     and white noise has not. Baradad et al., "Learning to See by Looking at Noise" (NeurIPS 2021), train networks on
     such pictures in place of photographs.
     """
-    if not spec.is_pixels:
+    if not spec.is_pixels or math.prod(spec.shape[1:]) == 1:
         return start_from_noise(config, spec, generator, device)
     low, high = input_bounds(spec, device)
     leaves = config.batch_size - config.batch_size // 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dffg.config import SynthesisConfig
-from dffg.errors import InputError
+from dffg.errors import InputError, StatisticsError
 from dffg.graph.captured import Captured, from_bytes, to_bytes
 from dffg.images import SyntheticSet, concatenate
 from dffg.machine.device import is_out_of_memory
@@ -232,6 +232,7 @@ def _snapshots_of(
         late = time.monotonic() > deadline
         keep = is_kept(visit.step, config) or (late and made == 0)
         if keep:
+            _check_images(visit)
             images = as_stored(visit.images[: config.count - made], spec)
             made += len(images)
         if progress is not None:
@@ -240,6 +241,15 @@ def _snapshots_of(
             yield Snapshot(images=images, chain=chain, step=visit.step, loss=visit.loss, losses=tuple(losses))
         if late or made == config.count:
             return
+
+
+def _check_images(visit: Visit) -> None:
+    """Pixels are stored as integers, where NaN would be black."""
+    if not visit.images.isfinite().all():
+        raise StatisticsError(
+            f"the images are NaN after {visit.step} steps, where the loss is {visit.loss}: on inputs within the bounds "
+            "the network computes values that are no numbers. Give the bounds, mean and std that it was trained with."
+        )
 
 
 def _deadline(config: SynthesisConfig) -> float:
