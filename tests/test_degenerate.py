@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dffg.config import LearningConfig, QuantizationConfig, SynthesisConfig
-from dffg.errors import CaptureError
+from dffg.errors import CaptureError, InputError
 from dffg.export.onnxruntime import run
 from dffg.pipeline.steps import quantize
 from tests.networks import BatchNorm, inputs, randomize, small_conv
@@ -88,6 +88,20 @@ def test_a_network_that_answers_the_same_to_every_input(tmp_path: Path) -> None:
     """Its quantized one may, too."""
     model = with_norms(lambda norm: norm.weight.zero_())
     assert quantize(model, tmp_path / "out", input_shape=SHAPE, synthesis=QUICK).verified
+
+
+def upwards() -> nn.Module:
+    """Of transposed convolutions, for which ONNX Runtime has no integer kernel."""
+    parts = [nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2, 2), nn.Tanh()]
+    return randomize(nn.Sequential(*parts))
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A4"])
+def test_a_network_of_which_nothing_can_be_quantized_is_refused(bits: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing of this network can be quantized for onnxruntime \(conv"):
+        quantize(
+            upwards(), tmp_path / "out", input_shape=SHAPE, synthesis=QUICK, quantization=QuantizationConfig(bits=bits)
+        )
 
 
 def test_one_channel(tmp_path: Path) -> None:

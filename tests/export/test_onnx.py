@@ -170,10 +170,35 @@ def test_answer_is_near_that_of_the_float_network(name):
     assert 10 * np.log10(np.square(expected).sum() / noise) > 25
 
 
-def test_windows_that_reach_beyond_the_end_are_divided_as_in_torch(tmp_path):
-    body = Body(lambda body, x: mean_head(body, body.left(F.avg_pool2d(x, 3, 2, ceil_mode=True))))
-    quantized = simulate(capture(randomize(body), spec=SPEC), [inputs(SHAPE, 8)])
-    assert not quantized.float_operations
+@pytest.mark.parametrize(
+    ("options", "in_float"),
+    [
+        ({"kernel_size": 3, "ceil_mode": True}, []),
+        ({"kernel_size": 3, "ceil_mode": True, "padding": 1, "count_include_pad": False}, []),
+        ({"kernel_size": 3, "ceil_mode": True, "padding": 1}, ["pad_default (pad)"]),
+        ({"kernel_size": 2, "divisor_override": 3}, ["mul_tensor (mul)"]),
+        ({"kernel_size": (3, 2), "padding": 1, "divisor_override": 5}, ["mul_tensor (mul)"]),
+    ],
+    ids=str,
+)
+def test_windows_are_divided_as_in_torch(options, in_float, tmp_path):
+    """Those that reach beyond the end or into padding, and those that are divided by something else."""
+    body = randomize(Body(lambda body, x: mean_head(body, body.left(F.avg_pool2d(x, stride=2, **options)))))
+    images = inputs(SHAPE, 8)
+    captured = capture(body, spec=SPEC)
+    quantized = simulate(captured, [images])
+    assert [*quantized.float_operations] == in_float
+    write_quantized(quantized, SPEC, tmp_path / "model.onnx")
+    assert match_simulation(quantized, tmp_path / "model.onnx", images).holds
+    write_float(fold_batch_norms(captured), SPEC, tmp_path / "float.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "float.onnx", images), body(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1), (-0.5, 2), (None, 1), (0, None)], ids=str)
+def test_a_clip_may_have_whole_and_broken_bounds(bounds, tmp_path):
+    body = randomize(Body(lambda body, x: mean_head(body, torch.clamp(body.left(x), *bounds))))
+    quantized = simulate(capture(body, spec=SPEC), [inputs(SHAPE, 8)])
     write_quantized(quantized, SPEC, tmp_path / "model.onnx")
     assert match_simulation(quantized, tmp_path / "model.onnx", inputs(SHAPE, 8)).holds
 

@@ -71,6 +71,44 @@ def test_a_functional_batch_norm_is_found_without_an_affine_part():
     assert (norm.weight, norm.bias, norm.eps) == (None, None, 1e-3)
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """As in torchvision, detectron2 and DETR: statistics and affine part are buffers."""
+
+    def __init__(self, norm):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+        self.eps = norm.eps
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+def instance_norm(norm):
+    """InstanceNorm that keeps statistics."""
+    other = nn.InstanceNorm2d(norm.num_features, affine=True, track_running_stats=True, eps=norm.eps)
+    other.load_state_dict(norm.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("change", [FrozenBatchNorm2d, instance_norm])
+def test_what_computes_as_batch_norm_does_remembers_as_well(change):
+    plain = randomize(small_conv())
+    expected = capture(copy.deepcopy(plain), input_shape=(3, 8, 8))
+    for index, part in enumerate(plain):
+        if isinstance(part, nn.BatchNorm2d):
+            plain[index] = change(part)
+    before = [type(part) for part in plain]
+    found = capture(plain.eval(), input_shape=(3, 8, 8))
+    assert [type(part) for part in plain] == before
+    for one, other in zip(found.batch_norms, expected.batch_norms, strict=True):
+        assert (one.name, one.eps) == (other.name, other.eps)
+        assert torch.equal(one.running_mean, other.running_mean)
+        assert torch.equal(one.running_var, other.running_var)
+    torch.testing.assert_close(found.module(inputs((3, 8, 8))), plain(inputs((3, 8, 8))), rtol=1e-4, atol=1e-5)
+
+
 def test_the_callers_model_is_not_touched():
     model = randomize(small_conv()).train()
     model[1].eval()

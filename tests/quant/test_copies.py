@@ -65,6 +65,11 @@ def chain():
     return capture(randomize(Chain()), spec=SPEC)
 
 
+def test_a_copy_is_no_operation_that_was_left_in_float():
+    decided = decide(chain(), [inputs(SPEC.shape, 8)], QuantizationConfig(bits="W4A4"))
+    assert decided.insert().float_operations == {}
+
+
 def test_layers_read_a_narrow_copy_of_what_shortcuts_keep():
     module, copies = copied(chain(), bits="W4A4")
     placement = place(module)

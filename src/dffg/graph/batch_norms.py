@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from dffg.errors import StatisticsError
 from dffg.graph.nodes import BATCH_NORM, calls, is_stored, layer_name, optional_tensor, stored_tensor
@@ -34,6 +34,21 @@ class BatchNorm:
     def zero_variance_channels(self) -> int:
         """Channels whose stored variance is 0. They are normal in trained networks and are matched through eps."""
         return int((self.running_var == 0).sum())
+
+
+def thaw_(model: nn.Module) -> None:
+    """Make BatchNorm of the FrozenBatchNorm2d of detectors (torchvision, detectron2, DETR), which computes the same."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("FrozenBatchNorm2d"):
+                setattr(parent, name, _thawed(child))
+
+
+def _thawed(frozen: nn.Module) -> nn.Module:
+    stored = frozen.state_dict()
+    norm = nn.BatchNorm2d(len(stored["running_mean"]), eps=getattr(frozen, "eps", 1e-5)).eval()
+    norm.load_state_dict(stored, strict=False)
+    return norm
 
 
 def find_batch_norms(module: fx.GraphModule) -> tuple[BatchNorm, ...]:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from dffg.bounds import input_bounds
 from dffg.errors import CaptureError, DffgError, InputError, StatisticsError, first_line
-from dffg.graph.batch_norms import BatchNorm, find_batch_norms
+from dffg.graph.batch_norms import BatchNorm, find_batch_norms, thaw_
 from dffg.graph.ends import columns, examples, join, split
 from dffg.graph.functional import functional_module
 from dffg.graph.names import with_usable_paths
@@ -177,6 +177,7 @@ def _export(
         raise CaptureError(
             f"the model cannot be copied, which capture needs to leave yours untouched: {error}"
         ) from error
+    thaw_(quiet)
     given = _examples(quiet, example_inputs, spec)
     _try_forward(quiet, given, spec)
     try:

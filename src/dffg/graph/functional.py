@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from dffg.graph.nodes import CONVOLUTIONS, argument, aten, calls, fold_constants
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 _IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
+_AVERAGE_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 _NAMED_PADDINGS: dict[Any, Any] = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
@@ -142,6 +144,16 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
         _write_padding_out(graph, node)
     if calls(node, *CONVOLUTIONS) and _misses_its_input(node):
         _pad_beforehand(graph, node)
+    if calls(node, aten.clamp.default):
+        # Of an integer among them torch's exporter makes a tensor, and then finds no translation.
+        bounds = (argument(node, 1, node.kwargs.get("min")), argument(node, 2, node.kwargs.get("max")))
+        node.args = (node.args[0], *(None if bound is None else float(bound) for bound in bounds))
+        node.kwargs = {}
+    if calls(node, *_AVERAGE_POOLS):
+        _divide_as_everywhere(graph, node)
+    if calls(node, aten.instance_norm.default) and not argument(node, 5):
+        # With statistics of its own, its arguments and what it computes are BatchNorm's.
+        node.target = aten.batch_norm.default
     if calls(node, aten.view.default):
         # Without the copies that are left out below, the memory may lie otherwise.
         node.target = aten.reshape.default
@@ -153,6 +165,41 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
     if calls(node, *_DROPOUTS, *_IDENTITIES):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         graph.erase_node(node)
+
+
+def _divide_as_everywhere(graph: fx.Graph, pool: fx.Node) -> None:
+    """Average pooling that exporters and runtimes divide as torch does."""
+    dims = pool.args[0].meta["val"].dim() - 2  # type: ignore[union-attr]
+    kernel, padding = ([*sizes] * (dims // len(sizes)) for sizes in (pool.args[1], argument(pool, 3, [0])))  # type: ignore
+    rounds_up, counts_padding, divisor = argument(pool, 4, False), argument(pool, 5, True), argument(pool, 6)
+    if divisor and not rounds_up:
+        _multiply_behind(graph, pool, math.prod(kernel) / divisor)
+        pool.args = (pool.args[0], kernel, argument(pool, 2, []), padding, False, True)
+    elif rounds_up and counts_padding and any(padding):
+        _pad_pool_beforehand(graph, pool, padding)
+
+
+def _multiply_behind(graph: fx.Graph, pool: fx.Node, factor: float) -> None:
+    """torch's exporter leaves `divisor_override` out."""
+    with graph.inserting_after(pool):
+        result = graph.call_function(aten.mul.Tensor)
+    result.meta["val"] = pool.meta["val"]
+    pool.replace_all_uses_with(result)
+    result.args = (pool, factor)
+
+
+def _pad_pool_beforehand(graph: fx.Graph, pool: fx.Node, padding: list[int]) -> None:
+    """Where windows reach beyond padding that counts, integer kernels divide otherwise (ONNX Runtime 1.32, OpenVINO).
+
+    Left as it is where a last window would begin in the padding: there is none in torch.
+    """
+    source, kernel, stride = pool.args[0], pool.args[1], argument(pool, 2, [])
+    padded = _padded(graph, pool, source, [side for size in reversed(padding) for side in (size, size)])  # type: ignore
+    arguments = (kernel, stride, [0] * len(padding), True, False)
+    if pool.target(padded.meta["val"], *arguments).shape == pool.meta["val"].shape:  # type: ignore[operator]
+        pool.args = (padded, *arguments)
+    else:
+        graph.erase_node(padded)
 
 
 def _refuse_active(dropout: fx.Node) -> None:

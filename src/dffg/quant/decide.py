@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dffg.config import QuantizationConfig
+from dffg.errors import InputError
 from dffg.graph.captured import Captured
 from dffg.graph.ends import columns
 from dffg.graph.fold import fold_with_records
@@ -20,6 +21,7 @@ from dffg.quant.copies import with_narrow_copies
 from dffg.quant.divergence import divergence
 from dffg.quant.equalize import absorb_biases, equalize_weights, rescale_moments
 from dffg.quant.equalize_activations import equalize_activations
+from dffg.quant.in_float import float_operations
 from dffg.quant.mixed import MixedPrecision, choose_widths
 from dffg.quant.moments import Moments, batch_norm_moments, propagate
 from dffg.quant.parameters import Parameters
@@ -29,6 +31,8 @@ from dffg.quant.ranges import SOUGHT
 from dffg.quant.rounding import round_layers
 from dffg.quant.widths import BitWidths, uniform_widths, with_known_range
 
+# Operations that are named where none can be quantized.
+_MOST_SHOWN = 3
 _TRIAL_IMAGES = 32
 # Less than this share of the divergence is no accident of 32 images.
 _CLEARLY = 0.75
@@ -83,6 +87,10 @@ def look(captured: Captured, images: Iterable[Tensor], config: QuantizationConfi
     """Fold, equalize and observe every tensor that will be quantized."""
     float_module, moments = prepare_float(captured, config)
     placement = place(float_module, config.rules, propagate(float_module, moments).keys())
+    if not placement.source:
+        reasons = float_operations(float_module, placement, config.rules)
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:_MOST_SHOWN])
+        raise InputError(f"nothing of this network can be quantized for {config.target} ({shown}).")
     return Seen(
         float_module=float_module,
         placement=placement,

@@ -46,6 +46,8 @@ def finetune(
     images: (count, *shape) network inputs. progress: told the step and its loss. checkpoint: where the state is kept
     every half minute, and found if this was stopped before; the result is the same.
     """
+    if not parameters.layers:
+        return parameters
     torch.manual_seed(config.seed)
     images = channels_last(images.to(device_of(float_module)))
     network = LearnedNetwork(float_module, parameters, where_rounded, reach=config.reach)

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from dffg.graph.ends import INPUT, JOIN
 from dffg.graph.nodes import BATCH_NORM, CONVOLUTIONS, WEIGHTED, aten, calls, is_stored
+from dffg.quant.operators import COPY
 from dffg.quant.placement import (
     ELEMENTWISE,
     Placement,
@@ -51,7 +52,11 @@ def _is_in_float(node: fx.Node, source: dict[fx.Node, fx.Node], target: Target) 
         return calls(node, *CONVOLUTIONS) and not target.float_convolution and after_activation(node) not in source
     if calls(node, *_RECURRENT):
         return True
-    if node.op != "call_function" or calls(node, INPUT, JOIN, getitem) or not isinstance(node.meta.get("val"), Tensor):
+    if (
+        node.op != "call_function"
+        or calls(node, INPUT, JOIN, COPY, getitem)
+        or not isinstance(node.meta.get("val"), Tensor)
+    ):
         return False
     return not (node in source and commutes(node)) and not is_fused_padding(node)
 

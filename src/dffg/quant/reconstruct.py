@@ -60,6 +60,8 @@ def reconstruct(
     checkpoint: where finished blocks are kept, and found if this was stopped before. Every block has a seed of its own,
     so that the result is the same.
     """
+    if not parameters.layers:
+        return parameters
     network = LearnedNetwork(float_module, parameters, where_weight_is, config.drop, config.reach)
     device = device_of(float_module)
     images = channels_last(images.to(device))
