@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from contextlib import suppress
 from functools import cache
 
 import torch
-import tqdm
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -32,7 +32,10 @@ ONNXRegistry.from_torchlib = staticmethod(_remembered)
 
 def warm_up() -> None:
     """Capture a network and write it, before processes are forked from this one; leaves no thread."""
-    tqdm.tqdm.monitor_interval = 0
+    with suppress(ModuleNotFoundError):
+        import tqdm
+
+        tqdm.tqdm.monitor_interval = 0
     example = (torch.zeros(2, 3, 4, 4),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
