@@ -21,6 +21,9 @@ METADATA_KEY = "dffg.input"
 DEFAULT_INPUT = "pixels in [0, 1] without normalization"
 
 
+_MOST_NUMBERS = 2**28
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
     """The input a network expects: `input = (pixel - mean) / std` with `bounds[0] <= pixel <= bounds[1]`.
@@ -40,8 +43,13 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         channels = self.shape[0] if self.shape else 0
-        if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > 2**28:
+        if not self.shape or min(self.shape) < 1:
             raise InputError(f"input shape {self.shape} is not usable; give CxHxW with positive sizes, like 3x224x224.")
+        if math.prod(self.shape) > _MOST_NUMBERS:
+            raise InputError(
+                f"an input of shape {self.written_shape} has {math.prod(self.shape)} numbers, and at most "
+                f"{_MOST_NUMBERS} are taken; give a smaller one."
+            )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not all(map(math.isfinite, values)):
                 raise InputError(f"{name} is {values}; give finite numbers.")

@@ -90,6 +90,20 @@ class DataDependent(nn.Module):
         return self.layers(x) if x.sum() > 1 else self.layers(-x)
 
 
+def ends():
+    raise SystemExit(0)
+
+
+class Ends(nn.Module):
+    def forward(self, x):
+        raise SystemExit(0)
+
+
+def speaks():
+    print("loading")
+    return tiny()
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -402,6 +416,31 @@ def test_other_errors_of_torch_are_bugs(here, monkeypatch):
         run("quantize", *TINY, "--out", here / "bug", *QUICK)
 
 
+def test_what_a_factory_prints_is_no_part_of_the_answer(here):
+    ended = run("inspect", f"{MODULE}:speaks", *INPUT, "--json")
+    assert ended.code == 0, ended.err
+    assert "loading" in ended.err
+    assert json.loads(ended.out)["input"]["shape"] == [3, 16, 16]
+
+
+def test_a_directory_is_not_called_as_a_file(here):
+    refused(run("quantize", *TINY, "--out", here / "x.onnx", *QUICK), "is called as a file", "give --out x")
+    assert not (here / "x.onnx").exists()
+
+
+def test_finetune_describes_the_input_as_quantize_did(here, tmp_path):
+    normalized = ("--mean", "0.5", "--std", "0.25")
+    assert run("quantize", *TINY, *normalized, "--out", tmp_path / "first", *QUICK).code == 0
+    command = ("finetune", *TINY, "--from", tmp_path / "first", "--steps", "1", "--out")
+    assert run(*command, tmp_path / "tuned").code == 0
+    reports = [json.loads((tmp_path / name / "report.json").read_text())["input"] for name in ("first", "tuned")]
+    assert reports[0] == reports[1]
+    assert reports[0]["mean"] == [0.5]
+    refused(
+        run(*command, tmp_path / "other", "--mean", "0.4"), "was quantized for inputs with mean", "(0.5,)", "(0.4,)"
+    )
+
+
 def test_finetune_goes_on_from_what_quantize_wrote(here, learned):
     out = here / "tuned"
     ended = run("finetune", *TINY, "--from", learned[1], "--out", out, "--steps", "5", "--json")
@@ -690,7 +729,12 @@ def earlier(here, tmp_path):
     for name in ("model.onnx", "report.json", "notes.txt"):
         (out / name).write_text("old")
     torch.save({"0.weight": torch.zeros(8, 3, 3, 3)}, here / "wrong.pth")
-    (here / "file").write_text("")
+    for name in ("file", "text.onnx", "text.xml", "text.pt2"):
+        (here / name).write_text("")
+    (here / f"{MODULE}_ends.py").write_text("import sys\nsys.exit(0)\n")
+    features = np.zeros((2, 3, 16, 16), np.float32)
+    features[1, 0, 0, 0] = np.nan
+    np.savez(here / "nan.npz", features=features, labels=np.arange(2))
     torch.manual_seed(0)
     return out
 
@@ -730,7 +774,12 @@ BAD = {
     "demo-name": (("demo:efficientnet",), "demo has no network 'efficientnet'; did you mean efficientnet_lite0?"),
     "no-form": (("resnet18",), "'resnet18' is not a network dffg knows; give demo:NAME"),
     "module": (("dffg_no_such_module:tiny",), "dffg_no_such_module cannot be imported"),
-    "factory": ((f"{MODULE}:huge",), f"{MODULE} has no huge"),
+    "factory": ((f"{MODULE}:huge",), f"{MODULE}.py) has no 'huge'; it has tiny"),
+    "ends": ((f"{MODULE}:ends",), f"{MODULE}:ends ends the program (sys.exit(0)) in place of returning a network"),
+    "ends-forward": ((f"{MODULE}:Ends", *INPUT), "the network ends the program (sys.exit(0)) in its forward"),
+    "ends-import": ((f"{MODULE}_ends:tiny",), "(sys.exit(0)) where it is imported", 'below if __name__ == "__main__":'),
+    "shape-large": ((f"{MODULE}:tiny", "--input", "3x9999x9999"), "has 299940003 numbers, and at most 268435456"),
+    "nan-data": ((*TINY, "--eval", "nan.npz"), "holds NaN or infinite values in 1 of 2 examples, first in example 1"),
     "pt2-missing": (("nothing.pt2",), "there is no file nothing.pt2"),
     "bits-W9A8": ((*TINY, "--bits", "W9A8"), "9 bits are not supported; choose a width from 2 to 8"),
     "bits-foo": ((*TINY, "--bits", "foo"), "cannot read bit widths 'foo'; write them like W8A8"),
@@ -830,10 +879,12 @@ def test_missing_place_is_refused(here):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("nothing.onnx", "is not a readable ONNX file"),
-        ("nothing.xml", "OpenVINO cannot load"),
-        ("nothing.pt2", "is not a readable torch.export archive"),
+        *((f"nothing.{ending}", f"there is no file nothing.{ending}") for ending in ("onnx", "xml", "pt2", "pte")),
+        ("text.onnx", "is not a readable ONNX file"),
+        ("text.xml", "OpenVINO cannot load"),
+        ("text.pt2", "is not a readable torch.export archive"),
         ("file", "is none of the files that can be run here"),
+        (".", "is a directory; name the file in it, like model.onnx"),
     ],
 )
 @pytest.mark.usefixtures("earlier")

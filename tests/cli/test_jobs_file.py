@@ -138,6 +138,42 @@ def test_failures_are_listed_and_the_rest_is_finished(done: test_cli.Ended, here
     assert "failed: no_norm-W8A8" in done.out
 
 
+def test_failures_are_told_where_nothing_else_is(done: test_cli.Ended, here: Path) -> None:
+    again = run("batch", "jobs.yaml", "--out", "many", "--quiet")
+    assert again.out == ""
+    first, second, last = again.err.splitlines()
+    assert first.startswith("dffg: no_norm-W8A8: the network has no BatchNorm")
+    assert second.startswith("dffg: no_norm-W6A6: the network has no BatchNorm")
+    assert last == "dffg: 2 of 4 jobs failed; the same command tries them again."
+
+
+def test_results_that_are_not_verified_are_told(done: test_cli.Ended, here: Path, tmp_path: Path) -> None:
+    (here / "good.yaml").write_text(f"{OPTIONS}models: ['{MODULE}:tiny']\nschemes: [W8A8]\n")
+    assert run("batch", "good.yaml", "--out", tmp_path / "good").code == 0
+    report = next((tmp_path / "good").glob("*/report.json"))
+    plain = json.loads(report.read_text())
+    plain["agreement"]["broken"] = "it answers the same to everything"
+    report.write_text(json.dumps(plain))
+    again = run("batch", "good.yaml", "--out", tmp_path / "good", "--quiet")
+    assert (again.code, again.out) == (3, "")
+    name = report.parent.name
+    assert again.err == f"dffg: {name}: verification failed; see {report.parent / 'report.html'}.\n"
+
+
+def test_a_job_whose_code_ends_the_program_ends_alone(here: Path, tmp_path: Path) -> None:
+    (here / "ending.yaml").write_text(f"{OPTIONS}models: ['{MODULE}:ends', '{MODULE}:tiny']\nschemes: [W8A8]\n")
+    ended = run("batch", "ending.yaml", "--out", tmp_path / "ended", "--json")
+    assert ended.code == 2
+    found = json.loads(ended.out)
+    assert [len(found["runs"]), len(found["failures"])] == [1, 1]
+    assert "ends the program (sys.exit(0))" in found["failures"][0]["error"]
+
+
+def test_a_file_in_place_of_the_directory_is_refused_before_any_work(here: Path) -> None:
+    (here / "good.yaml").write_text(f"{OPTIONS}models: ['{MODULE}:tiny']\nschemes: [W8A8]\n")
+    refused(run("batch", "good.yaml", "--out", "good.yaml"), "--out good.yaml is a file; give a directory")
+
+
 def test_a_job_is_the_command_of_its_report(done: test_cli.Ended, here: Path) -> None:
     command = json.loads((here / "many" / "tiny-W6A6" / "report.json").read_text())["command"]
     assert command.startswith("dffg quantize ")

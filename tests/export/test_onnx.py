@@ -67,6 +67,7 @@ def test_file_is_valid_standard_onnx(name):
     assert [value.name for value in model.graph.output] == ["output"]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="torch 2.13 decomposes flatten into its sizes")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_operators_are_those_of_the_decomposed_network(name, monkeypatch, tmp_path):
     """A network is written without being decomposed first, which takes time and should change nothing."""

@@ -282,8 +282,8 @@ def test_errors_in_words_and_of_memory_pass_through_a_factory(factories):
     ("name", "message"),
     [
         ("dffg_no_such_module:factory", "dffg_no_such_module cannot be imported: .*package.module:factory"),
-        ("dffg_test_factories:missing", "dffg_test_factories has no missing"),
-        ("dffg_test_factories:wrong", "dffg_test_factories:wrong gives a int, not a torch.nn.Module"),
+        ("dffg_test_factories:missing", r"dffg_test_factories.py\) has no 'missing'; it has \w+"),
+        ("dffg_test_factories:wrong", "dffg_test_factories:wrong gives int, no torch.nn.Module"),
         ("dffg_test_factories:says_nothing", "dffg_test_factories:says_nothing raises AssertionError. Call it"),
         ("dffg_test_factories:Needs", "Needs cannot be called without arguments: missing a required argument: 'size'"),
         ("dffg_test_broken:factory", "dffg_test_broken cannot be imported: AttributeError: .*has no attribute"),

@@ -7,10 +7,12 @@ import torch
 from torch import fx, nn
 
 from dffg.config import QuantizationConfig
+from dffg.errors import InputError
 from dffg.graph.captured import capture
 from dffg.quant import calibrate
 from dffg.quant.calibrate import bears_bfloat16, observe
 from dffg.quant.decide import decide
+from tests.networks import captured
 
 IMAGES = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -83,3 +85,13 @@ def test_what_an_activation_clips_is_in_no_range(ranges):
     low, high = decided.parameters.activations["hardtanh"].range
     assert low == 0
     assert 5 < high <= 6.001
+
+
+def test_images_that_are_no_numbers_are_refused_in_one_line():
+    module = captured("conv").module
+    names = [node.name for node in module.graph.nodes if node.op == "call_function"]
+    with pytest.raises(InputError) as raised:
+        observe(module, names, [torch.full((1, *captured("conv").spec.shape), torch.nan)])
+    assert str(raised.value) == (
+        "calibration images lead to NaN or infinite activations; check the images and the network."
+    )

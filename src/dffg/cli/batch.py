@@ -42,8 +42,11 @@ def batch(
 ) -> int:
     """Quantize many networks by many schemes, as FILE (YAML) says; what is there already is not made again."""
     from dffg.cli.jobs_file import read_jobs
+    from dffg.report.result import PAGE_FILE
     from dffg.report.terminal import render_batch
 
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a directory.")
     known = dict(recipe_parameters(quantize))
     jobs = {job.name: _job_command(job, known, out, trust) for job in read_jobs(file, known)}
     missing = {name: command for name, command in jobs.items() if force or not _is_there(out / name, command)}
@@ -65,10 +68,16 @@ def batch(
         click.echo(json.dumps(found, indent=2))
     elif not quiet:
         console.print(render_batch(found, out))
+    broken = [run["name"] for run in found["runs"] if not run["verified"]]
+    if quiet:
+        for name, reason in failures.items():
+            click.echo(f"dffg: {name}: {reason}", err=True)
+        for name in broken:
+            click.echo(f"dffg: {name}: verification failed; see {out / name / PAGE_FILE}.", err=True)
     if failures:
         click.echo(f"dffg: {len(failures)} of {len(jobs)} jobs failed; the same command tries them again.", err=True)
         return DffgError.exit_code
-    return 0 if all(run["verified"] for run in found["runs"]) else VERIFICATION_FAILED
+    return VERIFICATION_FAILED if broken else 0
 
 
 def _job_command(job: Job, known: dict[str, click.Parameter], out: Path, trust: bool) -> list[str]:
@@ -139,6 +148,8 @@ def run_job(_: None, item: tuple[str, list[str], bool]) -> dict[str, str]:
         raise
     except click.ClickException as error:
         return {name: error.message}
+    except SystemExit as ended:
+        return {name: f"the network's code ends the program (sys.exit({ended.code!r}))"}
     except Exception as error:  # whatever a network of the user raises, the other jobs go on
         return {name: str(error) if isinstance(error, DffgError) else f"{type(error).__name__}: {error}"}
     return {}

@@ -28,7 +28,9 @@ def evaluate(file: Path, data: Path, quiet: bool, as_json: bool, **options: Any)
     from dffg.evaluation.data import load_data
     from dffg.export.runtimes import runtime_for
     from dffg.pipeline.evaluate import evaluate as run
+    from dffg.pipeline.evaluate import require_file
 
+    require_file(file)
     known = runtime_for(file).read_spec(file)
     examples = load_data(data, describe_input(known, options), labelled=True)
     say(assumption(known, options) if examples.are_pixels else None, quiet)

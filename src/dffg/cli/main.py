@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import gc
+import os
 import sys
 import threading
 
@@ -57,6 +58,13 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _what(error: DffgError | OSError) -> str:
+    """An error of the operating system with the file that it is of."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}; see that it is there and yours to use."
+    return str(error)
+
+
 def main() -> None:
     """Entry point: run a command, turn errors into one message and an exit code."""
     sys.unraisablehook = _interrupt_again
@@ -68,7 +76,7 @@ def main() -> None:
     except (DffgError, OSError) as error:
         if debug:
             raise
-        click.echo(f"dffg: {error}", err=True)
+        click.echo(f"dffg: {_what(error)}", err=True)
         code = getattr(error, "exit_code", DffgError.exit_code)
     except click.ClickException as error:
         error.show()

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from dffg.spec import ImageSpec
 
 
-def load(options: dict[str, Any], quiet: bool) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
-    """The network with its input as described, and notes for the report."""
+def load(
+    options: dict[str, Any], quiet: bool, known: ImageSpec | None = None
+) -> tuple[Loaded, ImageSpec, tuple[str, ...]]:
+    """The network with its input as described, and notes for the report.
+
+    known: what an earlier result says of the input, in place of the network's source.
+    """
     from dffg.models.load import load_model
 
     loaded = load_model(options["model"], weights=options["weights"], trust=options["trust"])
-    spec = describe_input(loaded.spec, options)
-    assumed = assumption(loaded.spec, options)
+    known = known or loaded.spec
+    spec = describe_input(known, options)
+    assumed = assumption(known, options)
     say(assumed, quiet)
     return loaded, spec, (assumed or f"input normalization from {spec.source}", *loaded.notes)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dffg.report.progress import ProgressView
+    from dffg.spec import ImageSpec
 
 
 @click.command()
@@ -108,8 +109,11 @@ def finetune(
     **options: Any,
 ) -> int:
     """Train a quantized MODEL on synthetic images, with its float network as the teacher."""
+    from dffg.report.result import REPORT_FILE, load_report
+
     console = console_for(quiet, as_json)
-    with _run_on(console, out, force, options) as (_, common):
+    earlier = load_report(quantized / REPORT_FILE)
+    with _run_on(console, out, force, options, earlier.input) as (_, common):
         from dffg.pipeline.steps import finetune as run
 
         result = run(quantized=quantized, steps=steps, images=images, target=target, seed=seed, **common)
@@ -118,7 +122,7 @@ def finetune(
 
 @contextmanager
 def _run_on(
-    console: Console, out: Path, force: bool, options: dict[str, Any]
+    console: Console, out: Path, force: bool, options: dict[str, Any], known: ImageSpec | None = None
 ) -> Iterator[tuple[ProgressView, dict[str, Any]]]:
     """Progress, and what every run is given; an interruption within says what is kept."""
     from dffg.storage.output import check_directory
@@ -126,7 +130,7 @@ def _run_on(
     check_directory(out, force=force)
     with progress_on(console) as view:
         view.stage("load")
-        loaded, spec, notes = load(options, console.quiet)
+        loaded, spec, notes = load(options, console.quiet, known)
         common = {
             "model": loaded.model,
             "out": out,

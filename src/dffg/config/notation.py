@@ -29,7 +29,7 @@ class Scheme:
 
     def __post_init__(self) -> None:
         for bits in (self.weight_bits, self.activation_bits):
-            require_width(bits)
+            require_width(bits, f"bits W{self.weight_bits}A{self.activation_bits}: ")
 
     @classmethod
     def parse(cls, text: str) -> Scheme:

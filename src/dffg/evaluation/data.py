@@ -228,6 +228,12 @@ def _only(arrays: dict[str, NDArray[Any]], spec: ImageSpec, path: Path) -> Pixel
 def _numbers(values: NDArray[Any], name: str, path: Path) -> Array:
     if values.dtype.kind not in _NUMBERS:
         raise InputError(f"`{name}` in {path} is {values.dtype}; store numbers.")
+    damaged = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    if len(damaged):
+        raise InputError(
+            f"`{name}` in {path} holds NaN or infinite values in {len(damaged)} of {len(values)} examples, first in "
+            f"example {damaged[0]}; repair or remove them."
+        )
     return values.astype(np.float32)
 
 

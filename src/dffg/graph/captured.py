@@ -231,8 +231,10 @@ def _try_forward(model: nn.Module, given: tuple[Tensor, ...], spec: ImageSpec) -
         ) from error
     except DffgError:
         raise
+    except SystemExit as ended:
+        raise InputError(f"the network ends the program (sys.exit({ended.code!r})) in its forward.") from ended
     except Exception as error:
-        hint = _FLOAT_ONLY if "indices" in str(error) else "Give the right one with --input CxHxW."
+        hint = _FLOAT_ONLY if "indices" in str(error) else "If the shape is wrong, give another with --input CxHxW."
         raise InputError(
             f"the network fails on an input of shape {spec.written_shape}: {first_line(error)}\n{hint}"
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dffg.errors import InputError
+from dffg.errors import DffgError, InputError
 from dffg.machine.device import device_of
 
 aten = torch.ops.aten
@@ -181,6 +181,14 @@ class Tap(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, visit: Callable[[str, Any], Any]) -> None:
         super().__init__(module)
         self._visit = visit
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph; what `visit` raises arrives without what torch.fx adds to it."""
+        try:
+            return super().run(*args, **kwargs)
+        except DffgError as error:
+            error.args = (str(error).partition("\n\nWhile executing")[0],)
+            raise
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and let `visit` see, or replace, its result."""

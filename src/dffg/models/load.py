@@ -28,6 +28,8 @@ from dffg.offline import no_connections
 from dffg.spec import ImageSpec
 
 FORMS = "demo:NAME, timm:NAME, torchvision:NAME, hf:USER/NAME, package.module:factory, or a .pt2 or .onnx file"
+# Names of a module that are listed where the one that was asked for is not there.
+_MOST_SHOWN = 8
 LIBRARIES: dict[str, Callable[[str, bool], Network]] = {
     "demo": demo_network,
     "timm": timm_network,
@@ -63,8 +65,11 @@ def load_model(name: str, *, weights: Path | None = None, trust: bool = False) -
     kind, _, rest = name.partition(":")
     if not rest:
         held = f" It may hold weights: name the network, and add --weights {name}." if _holds_weights(name) else ""
+        if Path(name).is_dir():
+            held = " It is a directory."
         raise InputError(f"{name!r} is not a network dffg knows; give {FORMS}.{held}")
-    with no_connections():
+    # What a library or the user's code prints is no answer of ours, which may be JSON.
+    with no_connections(), contextlib.redirect_stdout(sys.stderr):
         model, spec = _named(kind, rest, weights is None)
     if weights is not None:
         load_weights(model, weights)
@@ -138,18 +143,31 @@ def _made(module_name: str, factory_name: str) -> nn.Module:
     with _current_directory_first():
         module = _imported(module_name)
         if not hasattr(module, factory_name):
-            raise InputError(f"{module_name} has no {factory_name}.")
+            raise InputError(f"{module_name} ({module.__file__}) has no {factory_name!r}; it has {_public(module)}.")
         model = getattr(module, factory_name)
         if callable(model) and not isinstance(model, nn.Module):
             model = _called(model, f"{module_name}:{factory_name}")
     if not isinstance(model, nn.Module):
-        raise InputError(f"{module_name}:{factory_name} gives a {type(model).__name__}, not a torch.nn.Module.")
+        raise InputError(
+            f"{module_name}:{factory_name} gives {type(model).__name__}, no torch.nn.Module; return the network only."
+        )
     return model
+
+
+def _public(module: ModuleType) -> str:
+    """What of a module may be meant: what it defines itself."""
+    names = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    return ", ".join(names[:_MOST_SHOWN]) or "nothing that can be called"
 
 
 def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
+    except SystemExit as ended:
+        raise InputError(
+            f"{name} ends the program (sys.exit({ended.code!r})) where it is imported; put what must not run then "
+            'below if __name__ == "__main__":.'
+        ) from ended
     except Exception as error:  # it is the user's code that runs here
         what = str(error) if isinstance(error, (ImportError, ValueError)) else f"{type(error).__name__}: {error}"
         raise InputError(
@@ -163,6 +181,10 @@ def _called(factory: Callable[..., Any], name: str) -> Any:
         return factory()
     except DffgError:
         raise
+    except SystemExit as ended:
+        raise InputError(
+            f"{name} ends the program (sys.exit({ended.code!r})) in place of returning a network."
+        ) from ended
     except Exception as error:  # it is the user's code that runs here
         if is_out_of_memory(error):
             raise

@@ -18,10 +18,7 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
     path = Path(path)
     if data.labels is None:
         raise InputError("the data has no labels; load it with labelled=True.")
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; name the file in it, like {path / 'model.onnx'}.")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.")
+    require_file(path)
     try:
         opened = runtime_for(path).open(path, 0)
         _refuse_several_outputs(path, opened.outputs)
@@ -42,6 +39,14 @@ def evaluate(path: str | Path, data: Data, *, on_count: CountCallback | None = N
         )
     check_folders(outputs.shape[1], data)
     return score(outputs, data.labels)
+
+
+def require_file(path: Path) -> None:
+    """Raises InputError where there is no file to be measured."""
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; name the file in it, like {path / 'model.onnx'}.")
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
 
 
 def _refuse_several_outputs(path: Path, outputs: int) -> None:

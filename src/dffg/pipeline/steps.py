@@ -176,10 +176,10 @@ def finetune(
 ) -> Result:
     """Train a network on that `quantize` has written to directory `quantized`; the result goes to `out`, as there.
 
-    `model` is the float network it came from, the teacher. The images are those that lie beside it, or, where more
-    are asked for, new ones made as those were. `seed` is that of the earlier result, too, where none is given.
-    `device` is said in `quantize`. `target` is that of the earlier result, or another that quantizes the same
-    tensors. Stopped work goes on, and `command` is said, as in `quantize`.
+    `model` is the float network it came from, the teacher; its input is described as then where it is not here. The
+    images are those that lie beside it, or, where more are asked for, new ones made as those were. `seed` is that of
+    the earlier result, too, where none is given. `device` is said in `quantize`. `target` is that of the earlier
+    result, or another that quantizes the same tensors. Stopped work goes on, and `command` is said, as in `quantize`.
     """
     given: dict[str, Any] = {"images": images, "target": target, "seed": seed, "spec": spec, "input_shape": input_shape}
     given |= {"device": None if device == AUTO else device, "evaluation": evaluation}
@@ -192,7 +192,9 @@ def finetune(
         runtime_of(quantization.target)
         synthesis = replace(earlier.synthesis or SynthesisConfig(), seed=earlier.seed if seed is None else seed)
         with clock.stage("capture"):
-            captured = _captured(model, spec, input_shape, name)
+            known = None if input_shape or isinstance(model, Captured) else earlier.input
+            captured = _captured(model, spec or known, input_shape, name)
+        _require_same_input(captured.spec, earlier.input, quantized)
         check_answer(captured, evaluation)
         start = file_hash(Path(quantized) / REPORT_FILE)[:SHOWN_DIGITS]
         run = Run(
@@ -243,6 +245,17 @@ def _finetune(
     learning = LearningConfig(learning_images=len(calibration.inputs), reconstruction_steps=0, finetune_steps=steps)
     decided = _learn(run, decided, calibration, learning, synthesis.seed)
     return finish(run, decided, calibration, quantization, learning, synthesis)
+
+
+def _require_same_input(given: ImageSpec, earlier: ImageSpec, quantized: str | Path) -> None:
+    """Scales fit the values that the network was quantized for."""
+    for one, other in zip(given.parts, earlier.parts):
+        found, wanted = ((spec.mean, spec.std, spec.bounds) for spec in (one, other))
+        if found != wanted:
+            raise InputError(
+                f"{quantized} was quantized for inputs with mean, std and bounds {wanted}, and this run has {found}; "
+                "give the same, or leave them out."
+            )
 
 
 def _captured(

@@ -166,6 +166,7 @@ class Report:
     quantization: QuantizationConfig
     equalized: str
     seed: int
+    input: ImageSpec
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -200,6 +201,7 @@ def load_report(path: Path) -> Report:
             quantization=QuantizationConfig(**plain["quantization"]),
             equalized=plain["equalized"],
             seed=int(plain["seed"]),
+            input=ImageSpec.from_dict(plain["input"]),
         )
     except Exception as error:  # whatever a damaged file makes the readers raise
         raise InputError(f"{path} is not a report of this version of dffg: {error}.") from error

@@ -19,6 +19,8 @@ from dffg.errors import OutputError
 
 _STAGING_SUFFIX = ".dffg"
 _READABLE = 0o755
+# How files end that other commands and runtimes write.
+_FILES = (".npz", ".npy", ".safetensors", ".onnx", ".xml", ".pte", ".pt2", ".pt", ".pth")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -26,6 +28,8 @@ def check_directory(path: Path, *, force: bool = False) -> None:
     """Refuse, before any work, a directory that cannot be written or would be overwritten."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; give a directory with --out.")
+    if path.suffix in _FILES and not path.exists():
+        raise OutputError(f"{path} is called as a file, and what is written is a directory; give --out {path.stem}.")
     if Path.cwd().is_relative_to(path.resolve()):
         raise OutputError(f"{path} holds the current directory, which cannot be replaced; give one below it.")
     if path.is_mount():
