@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from dffg.cli.jobs_file import Job, read_jobs
 from dffg.cli.quantize import quantize
@@ -191,6 +193,24 @@ def test_only_what_is_missing_is_made_again(done: test_cli.Ended, here: Path) ->
     assert again.code == 2
     assert [entry["name"] for entry in json.loads(again.out)["runs"]] == ["tiny-W8A8", "tiny-W6A6"]
     assert tree(here / "many" / "tiny-W6A6") == before
+
+
+def test_a_network_that_was_saved_again_is_quantized_again(here: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    namespace: dict[str, object] = {}
+    exec((here / f"{MODULE}.py").read_text(), namespace)
+    torch.save(namespace["tiny"]().state_dict(), weights)  # type: ignore[operator]
+    text = f"{OPTIONS}models: [{{model: '{MODULE}:tiny', weights: {weights}}}]\nschemes: [W8A8]\n"
+    (here / "weights.yaml").write_text(text)
+    out = tmp_path / "weighed"
+    assert run("batch", "weights.yaml", "--out", out).code == 0
+    (report,) = out.glob("*/report.json")
+    first = report.stat().st_mtime_ns
+    assert run("batch", "weights.yaml", "--out", out).code == 0
+    assert report.stat().st_mtime_ns == first
+    os.utime(weights, ns=(first + 10**9, first + 10**9))
+    assert run("batch", "weights.yaml", "--out", out).code == 0
+    assert report.stat().st_mtime_ns != first
 
 
 def test_another_job_of_that_name_is_refused_before_any_work(done: test_cli.Ended, here: Path) -> None:

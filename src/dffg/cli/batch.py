@@ -95,7 +95,7 @@ def _job_command(job: Job, known: dict[str, click.Parameter], out: Path, trust: 
 
 
 def _is_there(directory: Path, command: list[str]) -> bool:
-    """Whether a job's result is there. Raises InputError where that of another job is in its place."""
+    """Whether a job's result is there and up to date. Raises InputError where that of another job is in its place."""
     from dffg.report.result import REPORT_FILE, read_report
 
     if not (directory / REPORT_FILE).exists():
@@ -106,7 +106,13 @@ def _is_there(directory: Path, command: list[str]) -> bool:
             f"{directory} holds the result of another job: {earlier or 'its report does not say which'}. Name the job "
             "otherwise, remove the directory, or make all results anew with --force."
         )
-    return True
+    return not _is_out_of_date(directory / REPORT_FILE, command)
+
+
+def _is_out_of_date(report: Path, command: list[str]) -> bool:
+    """Whether a file that the job names, such as the network or its weights, was written after its result."""
+    made = report.stat().st_mtime
+    return any(Path(word).is_file() and Path(word).stat().st_mtime > made for word in command)
 
 
 def _meant(command: str) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -123,8 +129,11 @@ def _meant(command: str) -> tuple[list[str], list[tuple[str, ...]]]:
 
 def _run_jobs(jobs: dict[str, list[str]], force: bool, workers: Workers | None, view: Any) -> dict[str, str]:
     """Run all; why some failed, by name."""
+    from dffg.report.result import REPORT_FILE
+
     failures: dict[str, str] = {}
-    items = [(name, command, force) for name, command in jobs.items()]
+    # A result that is there all the same is out of date.
+    items = [(name, command, force or Path(command[-1], REPORT_FILE).exists()) for name, command in jobs.items()]
     if workers is None:
         for index, item in enumerate(items, 1):
             view.stage(f"{index}/{len(items)} {item[0]}")
