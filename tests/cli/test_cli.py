@@ -423,6 +423,13 @@ def test_what_a_factory_prints_is_no_part_of_the_answer(here):
     assert json.loads(ended.out)["input"]["shape"] == [3, 16, 16]
 
 
+@pytest.mark.parametrize(("mean", "doubted"), [("123.7", True), ("0.5,1.5,0.5", True), ("0.5", False)])
+def test_a_mean_beyond_all_pixels_is_doubted(here, mean, doubted):
+    ended = run("inspect", *TINY, "--mean", mean)
+    assert ended.code == 0, ended.err
+    assert ("lies beyond the bounds 0:1 of the pixels" in " ".join(ended.err.split())) == doubted
+
+
 def test_a_directory_is_not_called_as_a_file(here):
     refused(run("quantize", *TINY, "--out", here / "x.onnx", *QUICK), "is called as a file", "give --out x")
     assert not (here / "x.onnx").exists()

@@ -30,6 +30,7 @@ def load(
     spec = describe_input(known, options)
     assumed = assumption(known, options)
     say(assumed, quiet)
+    say(_doubt(spec), quiet)
     return loaded, spec, (assumed or f"input normalization from {spec.source}", *loaded.notes)
 
 
@@ -40,6 +41,18 @@ def assumption(known: ImageSpec | None, options: dict[str, Any]) -> str | None:
     if (known is not None and known.source != "default") or options["mean"] or options["std"] or options["bounds"]:
         return None
     return f"no --mean, --std or --bounds were given: assuming {DEFAULT_INPUT}"
+
+
+def _doubt(spec: ImageSpec) -> str | None:
+    """That a mean lies beyond all pixels, as where it is told for those from 0 to 255."""
+    beyond = next((part for part in spec.parts if part.is_pixels and max(part.mean) > part.bounds[1]), None)
+    if beyond is None:
+        return None
+    low, high = beyond.bounds
+    return (
+        f"--mean {max(beyond.mean):g} lies beyond the bounds {low:g}:{high:g} of the pixels; where it is for pixels "
+        "from 0 to 255, divide --mean and --std by 255"
+    )
 
 
 def describe_input(known: ImageSpec | None, options: dict[str, Any]) -> ImageSpec:

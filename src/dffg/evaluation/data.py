@@ -153,7 +153,10 @@ def fit_picture(picture: Image.Image, height: int, width: int, crop_fraction: fl
 def _load_folder(folder: Path, spec: ImageSpec, labelled: bool) -> Data:
     if not spec.is_pixels:
         names = "`input0`, `input1` and so on" if isinstance(spec, JointSpec) else "`features`"
-        raise InputError(f"{folder} holds pictures, but the network takes features; give an .npz with {names}.")
+        raise InputError(
+            f"{folder} holds pictures, but the network takes features; give an .npz with {names}. "
+            "Pixels have bounds 0:1, which --mean and --std normalize."
+        )
     if (folder / "labels.csv").exists():
         return _load_csv(folder, spec)
     classes = sorted(
