@@ -172,6 +172,9 @@ def test_bfloat16_is_fast_where_the_device_says_so(monkeypatch):
     assert not has_fast_bfloat16(HOST)
     assert has_fast_bfloat16(torch.device("cuda", 0))
     has_fast_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert has_fast_bfloat16(HOST)
+    has_fast_bfloat16.cache_clear()
 
 
 def test_a_card_is_described_by_its_name(monkeypatch):

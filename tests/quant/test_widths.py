@@ -88,7 +88,9 @@ def test_widths_are_stored_in_the_narrowest_type_that_holds_them():
 def test_two_products_fit_into_16_bits_with_as_many_bits_as_can_be(weight_bits, activation_bits):
     module, placement, widths = widths_of("conv", bits=f"W{weight_bits}A{activation_bits}")
     largest = 2**activation_bits - 1
-    for bits in reduced(widths, module, placement).weights.values():
+    found = reduced(widths, module, placement).weights
+    assert found
+    for bits in found.values():
         assert bits == weight_bits or 2 * 2**bits * largest > 2**15
         assert 2 * 2 ** (bits - 1) * largest < 2**15
 
