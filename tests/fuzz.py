@@ -158,6 +158,7 @@ REPORT = {
     "synthesis": asdict(SynthesisConfig()),
     "quantization": asdict(QuantizationConfig()),
     "equalized": "none",
+    "input": asdict(SPEC),
     "seed": 0,
 }
 WORK = {"dffg": "0.1.0", "bits": "W4A4", "count": "8"}
