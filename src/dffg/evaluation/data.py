@@ -231,7 +231,7 @@ def _only(arrays: dict[str, NDArray[Any]], spec: ImageSpec, path: Path) -> Pixel
 def _numbers(values: NDArray[Any], name: str, path: Path) -> Array:
     if values.dtype.kind not in _NUMBERS:
         raise InputError(f"`{name}` in {path} is {values.dtype}; store numbers.")
-    damaged = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    damaged = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(damaged):
         raise InputError(
             f"`{name}` in {path} holds NaN or infinite values in {len(damaged)} of {len(values)} examples, first in "
