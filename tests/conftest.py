@@ -6,10 +6,8 @@ from hypothesis import HealthCheck, settings
 import tests.warm  # noqa: F401
 
 # The same examples every time: what fails was in the change. `make nightly` draws others.
-settings.register_profile(
-    "landing", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
 settings.register_profile("drawn", database=None, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("landing", settings.get_profile("drawn"), derandomize=True)
 settings.load_profile(os.environ.get("DFFG_HYPOTHESIS", "landing"))
 # What the terminal of whoever runs the tests is like.
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):

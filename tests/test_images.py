@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_named(read, text):
 
 
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_shape_is_read_as_written(sizes):
     assert parse_shape("x".join(map(str, sizes))) == tuple(sizes)
 

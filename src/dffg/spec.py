@@ -19,8 +19,7 @@ Pixels = NDArray[np.uint8]
 METADATA_KEY = "dffg.input"
 # What the defaults of an `ImageSpec` say.
 DEFAULT_INPUT = "pixels in [0, 1] without normalization"
-
-
+# Of one example.
 _MOST_NUMBERS = 2**28
 
 

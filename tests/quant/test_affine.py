@@ -16,7 +16,7 @@ from dffg.quant.affine import (
     widen_for_bias,
 )
 
-fast = settings(max_examples=40, deadline=None)
+fast = settings(max_examples=40)
 ends = st.floats(-1e4, 1e4, width=32)
 widths = st.integers(2, 8)
 

@@ -65,7 +65,7 @@ def all_choices(problem):
         yield cost_by_hand(problem, **chosen), harm
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from(BUDGETS), st.floats(0, 1))
 def test_the_choice_is_the_best_of_all_combinations(seed, budget, place):
     problem = random_problem(seed, budget)

@@ -26,7 +26,7 @@ from dffg.quant.ranges import (
 )
 
 CONFIG = QuantizationConfig()
-fast = settings(max_examples=25, deadline=None)
+fast = settings(max_examples=25)
 
 
 def randn(*shape, seed=0):

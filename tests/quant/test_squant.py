@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dffg.quant.affine import weight_qparams
 from dffg.quant.squant import squant
 
-fast = settings(max_examples=60, deadline=None)
+fast = settings(max_examples=60)
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 6), st.sampled_from([(), (1, 1), (3,), (3, 3), (2, 2, 2)]))
 
 

@@ -121,7 +121,7 @@ def test_the_arguments_are_not_changed():
 
 
 @given(st.integers(-20, 20), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_size_of_the_gradient_does_not_matter(exponent, seed):
     generator = torch.Generator().manual_seed(seed)
     images, gradient, velocity = (torch.randn(2, 3, 2, 2, generator=generator) for _ in range(3))

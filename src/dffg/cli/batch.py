@@ -157,9 +157,7 @@ def run_job(_: None, item: tuple[str, list[str], bool]) -> dict[str, str]:
         raise
     except click.ClickException as error:
         return {name: error.message}
-    except SystemExit as ended:
-        return {name: f"the network's code ends the program (sys.exit({ended.code!r}))"}
-    except Exception as error:  # whatever a network of the user raises, the other jobs go on
+    except (Exception, SystemExit) as error:  # whatever a network of the user raises, the other jobs go on
         return {name: str(error) if isinstance(error, DffgError) else f"{type(error).__name__}: {error}"}
     return {}
 

@@ -22,7 +22,7 @@ from dffg.errors import ExportError, first_line
 from dffg.export.names import make_unique_
 from dffg.export.packing import pack_weights_
 from dffg.graph.ends import examples, input_names, output_names, split_ends
-from dffg.graph.nodes import aten
+from dffg.graph.nodes import BATCH_NORM, aten
 from dffg.handover import INPUT_NAME
 from dffg.quant.operators import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE
 from dffg.quant.quantized import Quantized, weight_name
@@ -35,7 +35,7 @@ _QUANTIZED_SUFFIX = "_quantized"
 _WHOLE_TYPES = ((0, 255), (-128, 127))
 # What the exporter cannot translate whole, or only by Einsum (mT), which not every runtime has.
 _DECOMPOSED = (
-    aten.batch_norm.default,
+    BATCH_NORM,
     aten.conv_transpose1d.default,
     aten.conv_transpose2d.input,
     aten.conv_transpose3d.input,

@@ -14,11 +14,10 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 from dffg.errors import CaptureError
 from dffg.graph.ends import join_inputs, join_outputs
 from dffg.graph.names import argument_names
-from dffg.graph.nodes import CONVOLUTIONS, argument, aten, calls, fold_constants_
+from dffg.graph.nodes import AVERAGE_POOLS, BATCH_NORM, CONVOLUTIONS, argument, aten, calls, fold_constants_
 
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 _IDENTITIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
-_AVERAGE_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 _NAMED_PADDINGS: dict[Any, Any] = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
@@ -149,11 +148,11 @@ def _make_functional(graph: fx.Graph, node: fx.Node) -> None:
         bounds = (argument(node, 1, node.kwargs.get("min")), argument(node, 2, node.kwargs.get("max")))
         node.args = (node.args[0], *(None if bound is None else float(bound) for bound in bounds))
         node.kwargs = {}
-    if calls(node, *_AVERAGE_POOLS):
+    if calls(node, *AVERAGE_POOLS):
         _divide_as_everywhere(graph, node)
     if calls(node, aten.instance_norm.default) and not argument(node, 5):
         # With statistics of its own, its arguments and what it computes are BatchNorm's.
-        node.target = aten.batch_norm.default
+        node.target = BATCH_NORM
     if calls(node, aten.view.default):
         # Without the copies that are left out below, the memory may lie otherwise.
         node.target = aten.reshape.default

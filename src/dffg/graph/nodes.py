@@ -18,6 +18,7 @@ CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.
 LINEAR = aten.linear.default
 WEIGHTED = CONVOLUTIONS | {LINEAR}
 BATCH_NORM = aten.batch_norm.default
+AVERAGE_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 # Every layer is a few operations: the deepest published networks have thousands. Each costs milliseconds of every pass.
 _MOST_OPERATIONS = 100_000
 

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from dffg.graph.ends import answers
 from dffg.graph.nodes import (
+    AVERAGE_POOLS,
     BATCH_NORM,
     CONVOLUTIONS,
     LINEAR,
@@ -39,8 +40,7 @@ from dffg.quant.operators import COPY, GLOBAL_AVERAGE_POOL
 from dffg.targets import ONNXRUNTIME, Target
 
 ELEMENTWISE = (aten.add.Tensor, aten.mul.Tensor)
-_AVERAGE_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
-POOLS = (*_AVERAGE_POOLS, GLOBAL_AVERAGE_POOL)
+POOLS = (*AVERAGE_POOLS, GLOBAL_AVERAGE_POOL)
 MAX_POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 _ADAPTIVE_POOLS = (
     aten.adaptive_avg_pool1d.default,
@@ -84,7 +84,7 @@ def prepare(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(module.graph.nodes):
         if _is_global_pool(node):
             _replace_global_pool(module, node)
-        elif calls(node, *_AVERAGE_POOLS) and not any(argument(node, 3, [])) and argument(node, 4):
+        elif calls(node, *AVERAGE_POOLS) and not any(argument(node, 3, [])) and argument(node, 4):
             node.args = (*node.args[:5], False, *node.args[6:])
     module.recompile()
     return module
